@@ -1,0 +1,36 @@
+# Every target sets up what it needs. PYTHON and VENV may be set: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: install breakout minatar test format lint type pytest
+
+install: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[minatar,tests]"
+	touch $(READY)
+
+breakout: $(READY) # real Breakout for ten minutes, then score, plot and video
+	$(BIN)/sb3-per-dqn train --conf-file hyperparams/breakout_50k.yml
+
+minatar: $(READY) # MinAtar's Breakout, learned in minutes
+	$(BIN)/sb3-per-dqn train --env MinAtar/Breakout-v0 --conf-file hyperparams/minatar_300k.yml -P
+
+test: lint type pytest
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+type: $(READY)
+	$(BIN)/mypy
+
+pytest: $(READY)
+	$(BIN)/python -m pytest

@@ -1,0 +1,20 @@
+"""Double, dueling, prioritized DQN for Stable-Baselines3."""
+
+from sb3_per_dqn.atari import make_atari_vec_env
+from sb3_per_dqn.per_double_dqn import PerDoubleDQN
+from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
+from sb3_per_dqn.schedules import PiecewiseSchedule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CnnPolicy",
+    "MlpPolicy",
+    "MultiInputPolicy",
+    "PerDoubleDQN",
+    "PiecewiseSchedule",
+    "PrioritizedReplayBuffer",
+    "__version__",
+    "make_atari_vec_env",
+]

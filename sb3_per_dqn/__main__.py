@@ -1,0 +1,118 @@
+"""
+The command line: rl-zoo3's commands with our defaults.
+
+    sb3-per-dqn train --env BreakoutNoFrameskip-v4 -n 200000
+    python -m sb3_per_dqn enjoy --no-render
+
+Exit status: 0, or 2 for a wrong argument, or 130 after Ctrl-C (the model of an interrupted training is saved).
+"""
+
+import argparse
+import difflib
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train a model; saves it with its learning curves, score and a video",
+    "enjoy": "watch a trained model (--no-render prints its scores only)",
+    "record_video": "record a video of a trained model",
+    "plot_train": "plot training returns",
+    "plot_from_file": "plot what all_plots has written",
+    "all_plots": "compare runs",
+}
+DEFAULT_ENV = "BreakoutNoFrameskip-v4"
+USAGE = """\
+usage: sb3-per-dqn COMMAND [ARGUMENTS]
+
+rl-zoo3's commands, for PerDoubleDQN (--algo per_ddqn) on Breakout unless told otherwise:
+
+{commands}
+
+sb3-per-dqn COMMAND --help lists a command's arguments."""
+
+
+def main() -> int:
+    """
+    :return: exit status
+    """
+    command, *arguments = sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE.format(commands="\n".join(f"  {name:16}{what}" for name, what in COMMANDS.items())))
+        return 0
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1) or [", ".join(COMMANDS)]
+        return fail(f"unknown command {command!r}. Did you mean {near[0]}? (see sb3-per-dqn --help)")
+    # Not at the top: worker processes import this module, and need nothing of the zoo
+    from sb3_per_dqn import zoo
+
+    try:
+        zoo.run_command(command, with_defaults(command, arguments))
+    except KeyboardInterrupt:
+        print("sb3-per-dqn: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if zoo.arose_in_training(error):
+            raise
+        return fail(one_line(error))
+    return 0
+
+
+def with_defaults(command: str, arguments: list[str]) -> list[str]:
+    """
+    :param command: one of ``COMMANDS``
+    :param arguments: the user's
+    :return: our defaults and then the user's arguments: of a flag given twice, the zoo takes the last
+    """
+    if command == "plot_from_file":
+        return arguments
+    if command in ("plot_train", "all_plots"):
+        return ["-a", "per_ddqn", "-e", DEFAULT_ENV, "-f", "logs", *arguments]
+    # Only what the defaults depend on; the zoo parses it all again
+    parser = argparse.ArgumentParser(f"sb3-per-dqn {command}", add_help=False)
+    parser.add_argument("--algo", default="per_ddqn")
+    parser.add_argument("--env", default=DEFAULT_ENV)
+    parser.add_argument("-f", "--log-folder", "--folder", default="logs")
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    given, _ = parser.parse_known_args(arguments)
+
+    defaults = ["--algo", given.algo, "--env", given.env, "-f", given.log_folder]
+    is_atari = _is_atari(given.env, given.gym_packages)
+    if command == "train":
+        defaults += ["-tb", f"{given.log_folder}/tensorboard"]
+        defaults += ["--vec-env", "subproc", "-P"] if is_atari else []
+    elif is_atari and given.algo == "per_ddqn":
+        defaults += ["--deterministic"]  # our evaluation mode brings its own random actions
+    if {"-h", "--help"} & set(arguments):
+        print(f"defaults: {' '.join(defaults)}\n")
+    return defaults + arguments
+
+
+def _is_atari(env_id: str, gym_packages: list[str]) -> bool:
+    from sb3_per_dqn import zoo
+
+    for package in gym_packages:
+        importlib.import_module(package)
+    zoo.check_env_id(env_id)
+    return zoo.RunManager.is_atari(env_id)
+
+
+def one_line(error: Exception) -> str:
+    """
+    :param error: an exception
+    :return: its message in one line, with its type where the message may not be a sentence
+    """
+    message = " ".join(str(error).split())
+    return message if isinstance(error, (ValueError, AssertionError)) else f"{type(error).__name__}: {message}"
+
+
+def fail(message: str) -> int:
+    """
+    :param message: what is wrong
+    :return: exit status
+    """
+    print(f"sb3-per-dqn: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

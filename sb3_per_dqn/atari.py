@@ -1,0 +1,167 @@
+"""Atari games as a Stable-Baselines3 ``VecEnv``, preprocessed alike for training, evaluation and the zoo."""
+
+import difflib
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.type_aliases import AtariStepReturn
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
+
+gym.register_envs(ale_py)
+
+EVALUATION_EPSILON = 0.01
+# Five minutes at 60 frames a second, the limit of Mnih et al. (2015): a policy that never presses FIRE ends there.
+EVALUATION_MAX_FRAMES = 18_000
+
+
+class AtariGameWrapper(AtariWrapper):
+    """
+    SB3's ``AtariWrapper`` for every Atari id, with a mode for evaluation.
+
+    An action lasts ``frame_skip`` emulator frames in all. ``BreakoutNoFrameskip-v4`` skips none, so the wrapper skips
+    them (and takes the maximum of the last two); ``ALE/Breakout-v5`` skips four by itself, so the wrapper skips none.
+    Sticky actions stay as the id defines them: none for ``-v4``, probability 0.25 for ``-v5``.
+
+    In evaluation mode an episode is a whole game with the game's own score, one action in a hundred is random
+    (so that a deterministic policy neither replays one game nor stands still for ever), and a game is cut after
+    ``EVALUATION_MAX_FRAMES`` emulator frames. The cut is made by the emulator, below ``Monitor``, so that the
+    episode's score is reported. The randomness is in the environment, so that ``evaluate_policy(model, env)``,
+    ``EvalCallback`` and ``VecVideoRecorder`` see the same for every model: call them with ``deterministic=True``.
+
+    :param env: an Atari environment made by ``gymnasium.make``
+    :param evaluation: whole, unclipped games with ``EVALUATION_EPSILON`` random actions
+    :param frame_skip: emulator frames for one action
+    :param kwargs: further arguments of SB3's ``AtariWrapper`` (``noop_max``, ``screen_size``,
+        ``terminal_on_life_loss``, ``clip_reward``, ``action_repeat_probability``)
+    :raises ValueError: if ``env`` is no Atari game, or already skips frames that ``frame_skip`` is no multiple of
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], evaluation: bool = False, frame_skip: int = 4, **kwargs: Any) -> None:
+        emulator = env.unwrapped
+        if not isinstance(emulator, ale_py.AtariEnv) or emulator.spec is None:
+            raise ValueError(f"env={env} is no Atari game made by gymnasium.make: AtariGameWrapper needs one.")
+        self.evaluation = evaluation
+        if evaluation:
+            kwargs = {"terminal_on_life_loss": False, "clip_reward": False, **kwargs}
+            # the emulator reads the limit when it loads the game
+            emulator.ale.setInt("max_num_frames_per_episode", EVALUATION_MAX_FRAMES)
+            emulator.load_game()
+        super().__init__(env, frame_skip=_remaining_skip(emulator, frame_skip), **kwargs)
+
+    def step(self, action: int) -> AtariStepReturn:
+        """
+        :param action: index of the action
+        :return: observation, reward, terminated, truncated, info
+        """
+        if self.evaluation and self.np_random.random() < EVALUATION_EPSILON:
+            action = int(self.np_random.integers(self.action_space.n))  # type: ignore[attr-defined]
+        return super().step(action)
+
+
+def _remaining_skip(emulator: ale_py.AtariEnv, frame_skip: int) -> int:
+    """
+    :return: the frames that the wrapper has to skip so that an action lasts ``frame_skip`` in all
+    """
+    assert emulator.spec is not None
+    skipped = emulator.spec.kwargs.get("frameskip", 4)  # 4 is AtariEnv's own default
+    if not isinstance(skipped, int):  # a range, drawn anew for each action, as in Breakout-v4: the id's own affair
+        return 1
+    if frame_skip < 1 or frame_skip % skipped != 0:
+        raise ValueError(
+            f"frame_skip={frame_skip} is no multiple of the {skipped} frames that {emulator.spec.id} skips: "
+            f"pass a multiple of {skipped}, or a NoFrameskip id."
+        )
+    return frame_skip // skipped
+
+
+class WorkerVecEnv(SubprocVecEnv):
+    """
+    ``SubprocVecEnv`` whose workers leave Ctrl-C to the parent.
+
+    A terminal sends SIGINT to the whole process group; workers that die of it break the parent's pipes before it
+    can save. Here they go on, and end when the parent closes them or is gone.
+
+    :param env_fns: one function per worker, making its environment
+    :param start_method: as for ``SubprocVecEnv``
+    """
+
+    def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None) -> None:
+        super().__init__([partial(_make_ignoring_sigint, env_fn) for env_fn in env_fns], start_method)
+
+
+def _make_ignoring_sigint(env_fn: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return env_fn()
+
+
+def make_atari_vec_env(
+    env_id: str,
+    n_envs: int = 8,
+    seed: int | None = None,
+    *,
+    evaluation: bool = False,
+    frame_stack: int = 4,
+    monitor_dir: str | None = None,
+    wrapper_kwargs: dict[str, Any] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] = WorkerVecEnv,
+) -> VecEnv:
+    """
+    Atari games in worker processes, preprocessed by :class:`AtariGameWrapper`, with stacked frames.
+
+    ``Monitor`` stands directly around the emulator: ``info["episode"]["r"]`` and ``rollout/ep_rew_mean`` are the
+    unclipped scores of whole games, whatever the wrapper clips or ends above it.
+
+    :param env_id: an Atari id, such as ``BreakoutNoFrameskip-v4`` or ``ALE/Breakout-v5``
+    :param n_envs: number of games, each in a process of its own
+    :param seed: seed of the first game; the others get the numbers after it
+    :param evaluation: whole unclipped games with 1% random actions, see :class:`AtariGameWrapper`
+    :param frame_stack: number of frames in an observation
+    :param monitor_dir: folder for ``Monitor``'s files, or ``None`` for no files
+    :param wrapper_kwargs: further arguments of :class:`AtariGameWrapper`
+    :param env_kwargs: arguments for ``gymnasium.make``
+    :param vec_env_cls: ``DummyVecEnv`` runs the games in this process
+    :return: observations of shape (n_envs, 84, 84, frame_stack), uint8 (SB3 moves the channels first by itself)
+    :raises ValueError: for an unknown id (with the nearest known ones), no ROM, or a count below 1,
+        before any process starts
+    """
+    check_atari_id(env_id)
+    for name, count in (("n_envs", n_envs), ("frame_stack", frame_stack)):
+        if not isinstance(count, (int, np.integer)) or count < 1:
+            raise ValueError(f"{name}={count!r} must be a whole number, 1 or more.")
+    env = make_vec_env(
+        env_id,
+        n_envs=n_envs,
+        seed=seed,
+        monitor_dir=monitor_dir,
+        wrapper_class=AtariGameWrapper,
+        wrapper_kwargs={"evaluation": evaluation, **(wrapper_kwargs or {})},
+        env_kwargs=env_kwargs,
+        vec_env_cls=vec_env_cls,
+    )
+    return VecFrameStack(env, n_stack=frame_stack)
+
+
+def check_atari_id(env_id: str) -> None:
+    """
+    :param env_id: id of a game
+    :raises ValueError: if no Atari game has that id, with the nearest ones that exist, or if its ROM is missing
+    """
+    atari_ids = [id_ for id_, spec in gym.registry.items() if "AtariEnv" in str(spec.entry_point)]
+    if env_id not in atari_ids:
+        near = difflib.get_close_matches(str(env_id), atari_ids, n=3, cutoff=0.3)
+        raise ValueError(f"env_id={env_id!r} is no Atari game known here. Did you mean {', '.join(near) or 'another'}?")
+    game = gym.spec(env_id).kwargs["game"]
+    try:
+        ale_py.roms.get_rom_path(game)
+    except OSError as error:
+        raise ValueError(
+            f"env_id={env_id!r}: no ROM for {game!r} ({error}). Reinstall ale-py, or mend ALE_ROMS_DIR."
+        ) from None

@@ -1,0 +1,261 @@
+"""DQN with Double-Q targets, prioritized replay and a dueling network, each of which can be switched off."""
+
+import math
+import warnings
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.dqn.policies import DQNPolicy
+from torch.nn import functional as F
+
+from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer, check_priority_arguments
+from sb3_per_dqn.schedules import ScheduleLike, as_schedule
+
+SelfPerDoubleDQN = TypeVar("SelfPerDoubleDQN", bound="PerDoubleDQN")
+
+
+class PerDoubleDQN(DQN):
+    """
+    Deep Q-Network with Double-Q targets, proportional prioritized replay and a dueling network.
+
+    Papers: https://arxiv.org/abs/1509.06461 (Double-Q), https://arxiv.org/abs/1511.05952 (prioritized replay),
+    https://arxiv.org/abs/1511.06581 (dueling). The positional arguments are those of SB3's ``DQN``, with the same
+    meanings and defaults. With ``double_q``, ``prioritized_replay`` and ``per_env_exploration`` off, ``exploration``
+    left ``None`` and ``policy_kwargs=dict(dueling=False)``, training equals SB3's ``DQN`` bit for bit.
+
+    Dueling belongs to the network: ``policy_kwargs=dict(dueling=True)`` is the default of the policies here.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param args: further arguments of SB3's ``DQN``
+    :param double_q: let the online network choose the action whose target value is bootstrapped from
+    :param prioritized_replay: draw transitions by priority, from a :class:`PrioritizedReplayBuffer`; ``False`` leaves
+        the choice of a buffer to SB3. A ``replay_buffer_class`` that is given comes first (with a warning).
+    :param prioritized_replay_alpha: how much prioritization is used, in [0, 1]; 0 draws uniformly
+    :param prioritized_replay_beta: how far importance-sampling weights correct for it, in [0, 1]: a number, a schedule
+        of ``progress_remaining``, or endpoints ``[(elapsed_fraction, value), ...]``
+    :param prioritized_replay_eps: added to every absolute TD error, above 0
+    :param exploration: probability of a random action, in [0, 1]: a number, a schedule of ``progress_remaining``, or
+        endpoints ``[(elapsed_fraction, value), ...]``; ``None`` keeps SB3's linear decay
+    :param per_env_exploration: decide for each environment whether it explores; SB3 tosses one coin for all of them
+    :param kwargs: further arguments of SB3's ``DQN``
+    :raises ValueError: if an argument is out of range
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[DQNPolicy],
+        env: GymEnv | str,
+        *args: Any,
+        double_q: bool = True,
+        prioritized_replay: bool = True,
+        prioritized_replay_alpha: float = 0.6,
+        prioritized_replay_beta: ScheduleLike = ((0.0, 0.4), (1.0, 1.0)),
+        prioritized_replay_eps: float = 1e-6,
+        exploration: ScheduleLike | None = None,
+        per_env_exploration: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        # Stored as given and turned into objects in _setup_model(): SB3's load() writes to __dict__ and calls that
+        self.double_q = double_q
+        self.prioritized_replay = prioritized_replay
+        self.prioritized_replay_alpha = prioritized_replay_alpha
+        self.prioritized_replay_beta = prioritized_replay_beta
+        self.prioritized_replay_eps = prioritized_replay_eps
+        self.exploration = exploration
+        self.per_env_exploration = per_env_exploration
+        super().__init__(policy, env, *args, **kwargs)
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        self.beta_schedule: Schedule = as_schedule(self.prioritized_replay_beta, "prioritized_replay_beta")
+        replay_buffer_kwargs = self.replay_buffer_kwargs
+        self._choose_replay_buffer()
+        super()._setup_model()
+        self.replay_buffer_kwargs = replay_buffer_kwargs
+        if self.exploration is not None:
+            self.exploration_schedule = as_schedule(self.exploration, "exploration")
+
+    def _check_arguments(self) -> None:
+        check_priority_arguments(
+            self.prioritized_replay_alpha, self.prioritized_replay_eps, prefix="prioritized_replay_"
+        )
+        for name in ("learning_rate", "tau", "gamma", "exploration_fraction", "max_grad_norm"):
+            value = getattr(self, name)
+            if not callable(value) and not math.isfinite(value):
+                raise ValueError(f"{name}={value} must be a finite number.")
+
+    def _choose_replay_buffer(self) -> None:
+        if self.prioritized_replay and self.replay_buffer_class is None:
+            self.replay_buffer_class = PrioritizedReplayBuffer
+        elif not self.prioritized_replay and self.replay_buffer_class is PrioritizedReplayBuffer:
+            self.replay_buffer_class = None  # a model saved with prioritized replay, loaded without
+        if self.replay_buffer_class is None:
+            return
+        if not issubclass(self.replay_buffer_class, PrioritizedReplayBuffer):
+            if self.prioritized_replay:
+                warnings.warn(
+                    f"replay_buffer_class={self.replay_buffer_class.__name__} takes the place of prioritized replay; "
+                    "pass prioritized_replay=False to say so.",
+                    stacklevel=4,
+                )
+            return
+        if self.n_steps > 1:
+            raise ValueError(
+                f"n_steps={self.n_steps} does not go together with prioritized replay yet: "
+                "pass n_steps=1, or prioritized_replay=False."
+            )
+        self.replay_buffer_kwargs = {
+            **self.replay_buffer_kwargs,
+            "alpha": self.prioritized_replay_alpha,
+            "eps": self.prioritized_replay_eps,
+        }
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        assert self.replay_buffer is not None
+        stored = self.replay_buffer.buffer_size * self.replay_buffer.n_envs
+        if stored < self.batch_size:  # not in the constructor: a model may be loaded with buffer_size=1 to be watched
+            raise ValueError(
+                f"buffer_size={self.buffer_size} holds {stored} transitions, fewer than batch_size={self.batch_size}: "
+                "make the buffer larger or the batch smaller."
+            )
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """
+        Sample, take the TD errors, descend their weighted Huber loss, write the priorities back.
+
+        :param gradient_steps: number of gradient steps
+        :param batch_size: transitions for each of them
+        :raises ValueError: if a TD error is not finite, naming the step
+        """
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        prioritized = isinstance(self.replay_buffer, PrioritizedReplayBuffer)
+        beta = self.beta_schedule(self._current_progress_remaining)
+
+        statistics = []
+        for _ in range(gradient_steps):
+            if prioritized:
+                replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env, beta=beta)
+            else:
+                replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+
+            target_q_values = self._target_q_values(replay_data)  # (batch, 1)
+            q_values = self.q_net(replay_data.observations).gather(
+                dim=1, index=replay_data.actions.long()
+            )  # (batch, 1)
+
+            if prioritized:
+                losses = F.smooth_l1_loss(q_values, target_q_values, reduction="none")
+                loss = (replay_data.weights * losses).mean()
+            else:
+                loss = F.smooth_l1_loss(q_values, target_q_values)
+
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            self.policy.optimizer.step()
+
+            td_errors = (target_q_values - q_values).detach()
+            if prioritized:
+                self._update_priorities(replay_data.indices, td_errors)
+            statistics.append(
+                th.stack([loss.detach(), td_errors.abs().mean(), q_values.detach().mean(), target_q_values.mean()])
+            )
+
+        self._n_updates += gradient_steps
+        # Read from the device once a call
+        loss_mean, td_error, q_value, target_q_value = th.stack(statistics).mean(dim=0).tolist()
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/loss", loss_mean)
+        self.logger.record("train/td_error", td_error)
+        self.logger.record("train/q_value", q_value)
+        self.logger.record("train/target_q_value", target_q_value)
+        if prioritized:
+            self.logger.record("train/beta", beta)
+
+    def _target_q_values(self, replay_data: Any) -> th.Tensor:
+        """
+        :param replay_data: a batch from the replay buffer
+        :return: 1-step (or n-step) TD targets, shape (batch, 1), without gradient
+        """
+        # For n-step replay, the discount factor is gamma**n_steps (when no early termination)
+        discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
+        with th.no_grad():
+            next_q_values = self.q_net_target(replay_data.next_observations)  # (batch, n_actions)
+            if self.double_q:
+                # Van Hasselt et al. (2016), Eq. 4: the online network chooses, the target network evaluates
+                best_actions = self.q_net(replay_data.next_observations).argmax(dim=1, keepdim=True)  # (batch, 1)
+                next_q_values = next_q_values.gather(dim=1, index=best_actions)
+            else:
+                next_q_values = next_q_values.max(dim=1, keepdim=True).values
+            target_q_values: th.Tensor = replay_data.rewards + (1 - replay_data.dones) * discounts * next_q_values
+        return target_q_values
+
+    def _update_priorities(self, indices: Any, td_errors: th.Tensor) -> None:
+        assert isinstance(self.replay_buffer, PrioritizedReplayBuffer)
+        try:
+            self.replay_buffer.update_priorities(indices, td_errors)
+        except ValueError as error:
+            raise ValueError(
+                f"Training diverged at step {self.num_timesteps}, update {self._n_updates}: {error} "
+                "A smaller learning_rate or max_grad_norm may help."
+            ) from error
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Epsilon-greedy actions, where epsilon is ``exploration_rate``.
+
+        :param observation: the input observation
+        :param state: The last states (can be None, used in recurrent policies)
+        :param episode_start: The last masks (can be None, used in recurrent policies)
+        :param deterministic: ``True`` for greedy actions
+        :return: the model's action and the next state
+        """
+        if deterministic or not self.per_env_exploration or not self.policy.is_vectorized_observation(observation):
+            return super().predict(observation, state, episode_start, deterministic)
+        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        explores = np.random.rand(len(first)) < self.exploration_rate
+        actions = np.array([self.action_space.sample() for _ in explores])
+        if not explores.all():
+            greedy, state = self.policy.predict(observation, state, episode_start, deterministic=True)
+            actions = np.where(explores, actions, greedy)
+        return actions, state
+
+    def learn(
+        self: SelfPerDoubleDQN,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "PerDoubleDQN",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPerDoubleDQN:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

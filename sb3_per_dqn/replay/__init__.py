@@ -1,0 +1,1 @@
+"""Prioritized replay: the sum tree, where observations live, and the buffer that joins them."""

@@ -1,0 +1,386 @@
+"""
+rl-zoo3 with ``per_ddqn``. Importing this module is enough: the zoo's own ``train()`` then knows the algorithm.
+
+The zoo has no hook for plugins. The algorithm goes into its dictionary, and one subclass of its
+``ExperimentManager`` takes that class's place; environments for watching a model are put into evaluation mode.
+"""
+
+import csv
+import difflib
+import importlib
+import os
+import runpy
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from copy import deepcopy
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import rl_zoo3.train
+import rl_zoo3.utils
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import ALGOS, create_test_env, get_wrapper_class
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, LogEveryNTimesteps
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecVideoRecorder,
+    sync_envs_normalization,
+)
+
+from sb3_per_dqn.atari import AtariGameWrapper, WorkerVecEnv, check_atari_id
+from sb3_per_dqn.minatar import register_minatar
+from sb3_per_dqn.per_double_dqn import PerDoubleDQN
+from sb3_per_dqn.plots import draw_learning_curves
+
+EVALUATION_GAMES = 10
+MAX_VIDEO_STEPS = 5_000
+LOGGED_ROWS = 200  # of a whole run, whatever its length
+MIN_STEPS_PER_ROW = 100
+
+
+class RunRecorder(BaseCallback):
+    """
+    Writes the run's ``progress.csv`` (all that the logger gets) and ``episodes.csv`` (every finished episode).
+
+    ``Monitor``'s own files count emulator frames, so they cannot place a game on the axis of environment steps.
+
+    :param run_folder: where the two files go
+    """
+
+    def __init__(self, run_folder: str) -> None:
+        super().__init__()
+        self.run_folder = Path(run_folder)
+
+    def _on_training_start(self) -> None:
+        self.progress = CSVOutputFormat(str(self.run_folder / "progress.csv"))
+        self.logger.output_formats.append(self.progress)
+        self.episodes = (self.run_folder / "episodes.csv").open("w", newline="")
+        self.writer = csv.writer(self.episodes)
+        self.writer.writerow(["timesteps", "r", "l"])
+
+    def _on_step(self) -> bool:
+        for info in self.locals.get("infos", ()):
+            if "episode" in info:
+                self.writer.writerow([self.num_timesteps, info["episode"]["r"], info["episode"]["l"]])
+        return True
+
+    def _on_training_end(self) -> None:
+        # The zoo calls this once more for the first callback of its list, also when training failed to start
+        if hasattr(self, "progress") and self.progress in self.logger.output_formats:
+            self.logger.output_formats.remove(self.progress)
+            self.progress.close()
+            self.episodes.close()
+
+
+class InterruptGuard(BaseCallback):
+    """
+    Ends training after the present step when Ctrl-C is pressed, and at once when it is pressed again.
+
+    An exception in the middle of a step would leave the workers' answers half read, and the next call to them waiting.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interrupted = False
+
+    def _on_step(self) -> bool:
+        return not self.interrupted
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch SIGINT here. Python hands signals to the main thread alone: in another, nothing is caught."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._on_sigint)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        # not print(): a handler may run while the same buffer is being written to
+        os.write(2, b"\nStopping after this step or evaluation, then saving. Ctrl-C again stops at once.\n")
+
+
+class RunManager(ExperimentManager):
+    """
+    The zoo's ``ExperimentManager`` with what a run of ours needs.
+
+    - Hyperparameters of ``per_ddqn`` from this project's YAML, unless ``--conf-file`` is given.
+    - Environment and model are built once in this process before anything is started or written.
+    - Worker processes leave Ctrl-C to the parent; evaluation uses :class:`AtariGameWrapper`'s evaluation mode.
+    - ``progress.csv`` and ``episodes.csv`` beside the model; after training a score, a picture and a video.
+
+    :param args: as for the zoo's class
+    :param kwargs: as for the zoo's class
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        own_file = hyperparams_folder() / f"{self.algo}.yml"
+        if kwargs.get("config") is None and own_file.is_file():
+            self.config = str(own_file)
+        if self.vec_env_class is SubprocVecEnv:
+            self.vec_env_class = WorkerVecEnv
+        self.guard = InterruptGuard()
+        self.evaluation_wrapper: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None
+        self.model_arguments: dict[str, Any] = {}
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """
+        :return: the model and the hyperparameters to save, or ``None`` for an optimization
+        :raises ValueError: for what is wrong with the arguments; no new run folder is left then
+        """
+        if self.optimize_hyperparameters and self.algo not in HYPERPARAMS_SAMPLER:
+            raise ValueError(f"--algo={self.algo}: no sampler for -optimize; known: {', '.join(HYPERPARAMS_SAMPLER)}.")
+        is_new = not os.path.exists(self.save_path)
+        try:
+            return super().setup_experiment()
+        except BaseException:
+            if is_new:  # an empty run would be the latest, and the one that enjoy looks for
+                shutil.rmtree(self.save_path, ignore_errors=True)
+            raise
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        evaluation = in_evaluation_mode(hyperparams)
+        self.evaluation_wrapper = get_wrapper_class(evaluation)
+        # 1% of the actions are random in the environment itself: the model adds nothing to that
+        self.deterministic_eval = self.deterministic_eval or evaluation is not hyperparams
+        processed = super()._preprocess_hyperparams(hyperparams)
+        self.model_arguments = processed[0]
+        return processed
+
+    def create_log_folder(self) -> None:
+        """The zoo calls this when all arguments are read, and before anything is started or written."""
+        for folder in filter(None, (self.params_path, self.tensorboard_log)):
+            check_writable(folder)
+        self._try_out()
+        super().create_log_folder()  # type: ignore[no-untyped-call]
+
+    def _try_out(self) -> None:
+        """Find what is wrong with game, environment or hyperparameters by building them here, once."""
+        if self._is_atari:
+            check_atari_id(self.env_name.gym_id)
+        if not isinstance(self.n_envs, int) or self.n_envs < 1:
+            raise ValueError(f"n_envs={self.n_envs!r} must be a whole number, 1 or more.")
+        with _replaced(self, vec_env_class=DummyVecEnv, verbose=0):
+            env = self.create_envs(1, no_log=True)
+        with closing(env):
+            if not self.continue_training and not self.optimize_hyperparameters:
+                arguments = self._preprocess_action_noise(deepcopy(self.model_arguments), {}, env)
+                model = ALGOS[self.algo](env=env, seed=self.seed, device=self.device, **arguments)
+                model._setup_learn(self.n_timesteps)
+
+    def create_callbacks(self) -> None:
+        """Ours before the zoo's: of its list, it ends the first for certain."""
+        super().create_callbacks()  # type: ignore[no-untyped-call]
+        self.callbacks[:0] = [RunRecorder(self.save_path), self.guard]
+        if self.log_interval == -1 and issubclass(ALGOS[self.algo], OffPolicyAlgorithm):
+            # by steps, as a count of episodes would be a count of lives, and flood the screen
+            self.log_interval = -2
+            self.callbacks.append(LogEveryNTimesteps(max(self.n_timesteps // LOGGED_ROWS, MIN_STEPS_PER_ROW)))
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        :param n_envs: number of environments
+        :param eval_env: whether they are for evaluation
+        :param no_log: write no ``Monitor`` files
+        :return: the vectorized environment, wrapped
+        """
+        with _replaced(self, env_wrapper=self.evaluation_wrapper if eval_env else self.env_wrapper):
+            return super().create_envs(n_envs, eval_env, no_log)
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        :param model: an initialized RL model
+        """
+        with self.guard.listening():
+            super().learn(model)
+        if not self.guard.interrupted:
+            for callback in self.callbacks:
+                if isinstance(callback, EvalCallback):
+                    callback.eval_env.close()
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """
+        Save the model; then, unless training was interrupted, score it and record a game; say where everything is.
+
+        :param model: a trained RL model
+        :raises KeyboardInterrupt: when all is saved, if training was interrupted
+        """
+        super().save_trained_model(model)
+        report = {"score": "not measured", "model": f"{self.params_path}.zip", "plot": "none", "video": "none"}
+        try:
+            report["plot"] = _result_or_reason(lambda: draw_learning_curves(self.save_path))
+            if self.guard.interrupted:
+                raise KeyboardInterrupt  # handed on, now that all is saved
+            report["score"] = _result_or_reason(lambda: self._score(model))
+            report["video"] = _result_or_reason(lambda: self._record_game(model))
+        finally:
+            lines = [f"{model.num_timesteps} steps", *(f"{what}: {result}" for what, result in report.items())]
+            print("; ".join(lines), flush=True)
+
+    def _score(self, model: BaseAlgorithm) -> str:
+        env = self._evaluation_env(model, min(self.n_envs, EVALUATION_GAMES))
+        returns, _ = evaluate_policy(
+            model, env, EVALUATION_GAMES, deterministic=self.deterministic_eval, return_episode_rewards=True
+        )
+        env.close()
+        return f"{np.mean(returns):.2f} +/- {np.std(returns):.2f} over {EVALUATION_GAMES} full games"
+
+    def _record_game(self, model: BaseAlgorithm) -> Path:
+        with _replaced(
+            self, vec_env_class=DummyVecEnv, eval_env_kwargs={**self.eval_env_kwargs, "render_mode": "rgb_array"}
+        ):
+            env = self._evaluation_env(model, 1)
+        folder = Path(self.save_path) / "videos"
+        recorder = VecVideoRecorder(env, str(folder), lambda step: step == 0, MAX_VIDEO_STEPS)
+        with closing(recorder):
+            evaluate_policy(model, recorder, n_eval_episodes=1, deterministic=self.deterministic_eval)
+        return Path(recorder.video_path).rename(folder / "full-game.mp4")
+
+    def _evaluation_env(self, model: BaseAlgorithm, n_envs: int) -> VecEnv:
+        with _replaced(self, verbose=0):
+            env = self.create_envs(n_envs, eval_env=True)
+        assert model.env is not None
+        sync_envs_normalization(model.env, env)
+        return env
+
+
+def hyperparams_folder() -> Path:
+    """
+    :return: the YAML files: inside the package when it is installed, beside it in a checkout
+    """
+    package = Path(__file__).parent
+    inside, beside = package / "hyperparams", package.parent / "hyperparams"
+    return inside if inside.is_dir() else beside
+
+
+def in_evaluation_mode(hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param hyperparams: as in the zoo's YAML
+    :return: the same with :class:`AtariGameWrapper` in evaluation mode; ``hyperparams`` itself without that wrapper
+    """
+    given = hyperparams.get("env_wrapper")
+    wrappers = given if isinstance(given, list) else [given]
+    evaluation = [_wrapper_in_evaluation_mode(wrapper) for wrapper in wrappers]
+    return hyperparams if evaluation == wrappers else {**hyperparams, "env_wrapper": evaluation}
+
+
+def _wrapper_in_evaluation_mode(wrapper: Any) -> Any:
+    name, kwargs = next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, {})
+    if name not in (AtariGameWrapper, f"{AtariGameWrapper.__module__}.{AtariGameWrapper.__name__}"):
+        return wrapper
+    return {name: {**kwargs, "evaluation": True, "terminal_on_life_loss": False, "clip_reward": False}}
+
+
+def create_evaluation_env(env_id: str, *args: Any, **kwargs: Any) -> VecEnv:
+    """
+    The zoo's ``create_test_env``, with Atari games in evaluation mode.
+
+    :param env_id: id of the environment
+    :param args: as for the zoo's function
+    :param kwargs: as for the zoo's function, and its ``hyperparams``
+    :return: the vectorized environment
+    """
+    kwargs["hyperparams"] = in_evaluation_mode(kwargs.get("hyperparams") or {})
+    return create_test_env(env_id, *args, **kwargs)
+
+
+def check_env_id(env_id: str) -> None:
+    """
+    :param env_id: id of an environment
+    :raises ValueError: if gymnasium does not know it, with the nearest ids that it knows
+    :raises ModuleNotFoundError: for a MinAtar id without the ``minatar`` package
+    """
+    if env_id.startswith("MinAtar/"):
+        register_minatar()
+    if env_id not in gym.registry:
+        near = difflib.get_close_matches(env_id, gym.registry, n=3)
+        raise ValueError(f"--env={env_id!r} is not known to gymnasium. Did you mean {', '.join(near) or 'another'}?")
+
+
+def check_writable(folder: str) -> None:
+    """
+    :param folder: where something is going to be written; need not exist
+    :raises ValueError: if it could not be made or written in
+    """
+    path = Path(folder).absolute()
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"output folder {folder!r}: cannot write in {nearest}; choose another with -f (and -tb).")
+
+
+def run_command(command: str, arguments: list[str]) -> None:
+    """
+    Run one of the zoo's commands on the arguments given.
+
+    :param command: ``train``, ``enjoy``, ``record_video``, or one of ``rl_zoo3.plots``
+    :param arguments: the command's arguments
+    """
+    sys.argv = [f"sb3-per-dqn {command}", *arguments]
+    if command == "train":
+        rl_zoo3.train.train()
+    elif command in ("enjoy", "record_video"):
+        runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
+    else:
+        getattr(importlib.import_module("rl_zoo3.plots"), command)()
+
+
+def arose_in_training(error: BaseException) -> bool:
+    """
+    :param error: an exception from :func:`run_command`
+    :return: whether training had begun
+    """
+    return any(frame.f_code is RunManager.learn.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def register() -> None:
+    """Make the zoo know ``per_ddqn``, and MinAtar where it is installed. Doing it twice is harmless."""
+    ALGOS["per_ddqn"] = PerDoubleDQN
+    rl_zoo3.train.ExperimentManager = RunManager  # type: ignore[attr-defined]
+    # enjoy and record_video take it from these two when they are run
+    rl_zoo3.create_test_env = rl_zoo3.utils.create_test_env = create_evaluation_env
+    with suppress(ModuleNotFoundError):  # check_env_id() says so when a game of it is asked for
+        register_minatar()
+
+
+@contextmanager
+def _replaced(target: object, **attributes: Any) -> Iterator[None]:
+    """Give ``target`` other attributes for a while."""
+    before = {name: getattr(target, name) for name in attributes}
+    vars(target).update(attributes)
+    try:
+        yield
+    finally:
+        vars(target).update(before)
+
+
+def _result_or_reason(make: Callable[[], Any]) -> str:
+    """The run is over and saved: a picture that fails is reported, and must not look like a failed run."""
+    try:
+        return str(make())
+    except Exception as error:
+        return f"none ({type(error).__name__}: {error})"
+
+
+register()

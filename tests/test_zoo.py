@@ -1,0 +1,466 @@
+"""The command line from end to end: what a run leaves, how it stops, and what it says to bad input."""
+
+import contextlib
+import csv
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+import rl_zoo3
+import rl_zoo3.train
+import torch as th
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3 import DQN
+from stable_baselines3.common.monitor import load_results
+
+from sb3_per_dqn import PerDoubleDQN, atari, zoo
+from sb3_per_dqn.__main__ import COMMANDS, main, with_defaults
+from sb3_per_dqn.plots import draw_learning_curves, read_columns, running_mean
+
+BREAKOUT = "BreakoutNoFrameskip-v4"
+SHORT_CARTPOLE = ["--env", "CartPole-v1", "-n", "400", "--seed", "3", "--device", "cpu"]
+CARTPOLE_PARAMS = ["-params", "learning_starts:100", "train_freq:8", "gradient_steps:2", "buffer_size:1000"]
+BREAKOUT_PARAMS = ["-params", "n_envs:2", "learning_starts:100", "buffer_size:1000", "gradient_steps:2"]
+
+
+@dataclass
+class Run:
+    """One command and what came of it."""
+
+    status: int
+    out: str
+    err: str
+    logs: Path
+    env_id: str
+
+    @property
+    def folder(self) -> Path:
+        return self.logs / "per_ddqn" / f"{self.env_id}_1"
+
+
+def run_main(*arguments: str, logs: Path | None = None, env_id: str = "") -> Run:
+    """The command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    folder = [] if logs is None else ["-f", str(logs)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["sb3-per-dqn", *arguments, *folder])
+        try:
+            status = main()
+        except SystemExit as exit_:  # argparse
+            status = exit_.code if isinstance(exit_.code, int) else 1
+    return Run(status, out.getvalue(), err.getvalue(), logs or Path(), env_id)
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trained through ``python -m``, in workers."""
+    logs = tmp_path_factory.mktemp("cartpole")
+    arguments = ["train", *SHORT_CARTPOLE, "-f", str(logs), "--vec-env", "subproc", "--eval-freq", "200"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sb3_per_dqn", *arguments, *CARTPOLE_PARAMS], capture_output=True, text=True, timeout=300
+    )
+    return Run(done.returncode, done.stdout, done.stderr, logs, "CartPole-v1")
+
+
+@pytest.fixture(scope="module")
+def breakout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Trained in this process, where games can be cut short: an untrained policy may wait for ever to serve."""
+    logs = tmp_path_factory.mktemp("breakout")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atari, "EVALUATION_MAX_FRAMES", 300)
+        few = ["train", "-n", "400", "--vec-env", "dummy", "--seed", "1", "--eval-freq", "300", "--device", "cpu"]
+        yield run_main(*few, *BREAKOUT_PARAMS, logs=logs, env_id=BREAKOUT)
+
+
+@pytest.fixture(params=["cartpole", "breakout"])
+def trained(request: pytest.FixtureRequest) -> Run:
+    run: Run = request.getfixturevalue(request.param)
+    return run
+
+
+def frames(path: Path) -> int:
+    video = cv2.VideoCapture(str(path))
+    count = 0
+    while video.read()[0]:
+        count += 1
+    return count
+
+
+def closing_line(run: Run) -> dict[str, str]:
+    line = run.out.strip().splitlines()[-1]
+    return dict(part.split(": ", 1) for part in line.split("; ")[1:])
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; one that ended, and that nobody has asked for its status, is a zombie."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+class TestTraining:
+    def test_ends_well(self, trained: Run) -> None:
+        assert trained.status == 0, trained.err
+        assert "Traceback" not in trained.err
+
+    def test_model_and_settings_are_saved(self, trained: Run) -> None:
+        model = PerDoubleDQN.load(trained.folder / f"{trained.env_id}.zip", device="cpu")
+        config = yaml.load((trained.folder / trained.env_id / "config.yml").read_text(), yaml.UnsafeLoader)
+        assert model.num_timesteps >= 400
+        assert model.learning_starts == dict(config)["learning_starts"] == 100
+
+    def test_progress_is_logged(self, trained: Run) -> None:
+        progress = read_columns(trained.folder / "progress.csv")
+        assert {
+            "train/loss", "train/td_error", "train/beta", "train/q_value", "train/target_q_value",
+            "rollout/exploration_rate", "eval/mean_reward",
+        } <= progress.keys()  # fmt: skip
+        steps = progress["time/total_timesteps"]
+        assert steps[-1] == 400
+        assert (np.diff(steps) >= 0).all()
+        assert np.isfinite(progress["train/loss"]).sum() >= 2
+
+    def test_episodes_are_those_of_monitor(self, trained: Run) -> None:
+        episodes = read_columns(trained.folder / "episodes.csv")
+        monitor = load_results(str(trained.folder))
+        assert len(monitor) >= 2
+        for name in ("r", "l"):
+            np.testing.assert_allclose(np.sort(episodes[name]), np.sort(monitor[name]))
+        steps = episodes["timesteps"]
+        assert (np.diff(steps) >= 0).all()
+        assert 0 < steps[0] <= steps[-1] <= 408
+
+    def test_tensorboard_is_on(self, trained: Run) -> None:
+        (events,) = (trained.logs / "tensorboard").rglob("events.out.tfevents.*")
+        assert events.stat().st_size > 1000
+
+    def test_closing_line_names_score_model_plot_and_video(self, trained: Run) -> None:
+        result = closing_line(trained)
+        assert list(result) == ["score", "model", "plot", "video"]
+        assert result["score"].endswith(f"over {zoo.EVALUATION_GAMES} full games")
+        float(result["score"].split()[0])
+        assert Path(result["model"]) == trained.folder / f"{trained.env_id}.zip"
+
+    def test_plot_is_a_picture(self, trained: Run) -> None:
+        picture = cv2.imread(closing_line(trained)["plot"])
+        assert picture is not None
+        assert min(picture.shape[:2]) >= 600
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # lines, dots and text, not an empty page
+
+    def test_video_shows_a_whole_game(self, trained: Run) -> None:
+        recorded = frames(Path(closing_line(trained)["video"]))
+        # CartPole: 1 to 500 steps; Breakout: 300 emulator frames, less those before the first action
+        low, high = (2, 502) if trained.env_id == "CartPole-v1" else (40, 78)
+        assert low <= recorded <= high
+
+    def test_leaves_no_process(self, trained: Run) -> None:
+        assert multiprocessing.active_children() == []
+
+    def test_evaluation_is_of_full_games(self, breakout: Run) -> None:
+        evaluations = np.load(breakout.folder / "evaluations.npz")
+        lengths = evaluations["ep_lengths"]  # in emulator frames, as Monitor counts them
+        assert (lengths >= 290).all()
+        assert (lengths <= 304).all()
+
+    def test_dqn_through_our_manager_is_the_zoos_own_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        arguments = [*SHORT_CARTPOLE, "--algo", "dqn", "--eval-freq", "-1"]
+        ours = run_main("train", *arguments, *CARTPOLE_PARAMS, logs=tmp_path / "ours")
+        assert ours.status == 0, ours.err
+        assert "rl_zoo3/hyperparams/dqn.yml" in ours.out.replace(os.sep, "/")
+        monkeypatch.setattr(rl_zoo3.train, "ExperimentManager", ExperimentManager)
+        monkeypatch.setattr(sys, "argv", ["train", *arguments, "-f", str(tmp_path / "zoo"), *CARTPOLE_PARAMS])
+        rl_zoo3.train.train()
+        weights = [
+            DQN.load(tmp_path / who / "dqn" / "CartPole-v1_1" / "CartPole-v1.zip").policy.state_dict()
+            for who in ("ours", "zoo")
+        ]
+        assert all(th.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+    def test_a_picture_that_fails_does_not_fail_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: Any) -> None:
+            raise ImportError("no moviepy here")
+
+        monkeypatch.setattr(zoo, "VecVideoRecorder", fail)
+        run = run_main("train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, logs=tmp_path, env_id="CartPole-v1")
+        assert run.status == 0
+        assert closing_line(run)["video"] == "none (ImportError: no moviepy here)"
+
+
+class TestWatching:
+    @pytest.mark.parametrize("trained", ["breakout"], indirect=True)
+    def test_enjoy_plays_full_games(self, trained: Run) -> None:
+        run = run_main("enjoy", "--no-render", "-n", "200", "--device", "cpu", logs=trained.logs)
+        assert run.status == 0, run.err
+        lengths = [int(line.split()[-1]) for line in run.out.splitlines() if line.startswith("Atari Episode Length")]
+        assert lengths
+        assert min(lengths) >= 290  # emulator frames: the game ends at the cap, not with a life
+
+    def test_record_video(self, trained: Run, tmp_path: Path) -> None:
+        run = run_main("record_video", "--env", trained.env_id, "-n", "15", "-o", str(tmp_path), logs=trained.logs)
+        assert run.status == 0, run.err
+        (video,) = tmp_path.glob("*.mp4")
+        assert frames(video) >= 15
+
+    def test_plot_train(self, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("seaborn")
+        pytest.importorskip("scipy")
+        monkeypatch.setenv("MPLBACKEND", "agg")
+        run = run_main("plot_train", "-e", trained.env_id, logs=trained.logs)
+        assert run.status == 0, run.err
+
+    @pytest.mark.parametrize("wrapper", [{}, {"terminal_on_life_loss": True, "screen_size": 84}])
+    def test_test_environments_are_in_evaluation_mode(self, wrapper: dict[str, Any]) -> None:
+        name = "sb3_per_dqn.atari.AtariGameWrapper"
+        hyperparams = {"env_wrapper": [{name: wrapper}] if wrapper else name, "frame_stack": 4, "normalize": False}
+        env = rl_zoo3.utils.create_test_env(BREAKOUT, should_render=False, hyperparams=hyperparams, stats_path=".")
+        assert env.get_attr("evaluation") == [True]
+        env.close()
+        assert rl_zoo3.create_test_env is rl_zoo3.utils.create_test_env
+
+
+class TestInterrupt:
+    def test_ctrl_c_saves_and_leaves_no_worker(self, tmp_path: Path) -> None:
+        """SIGINT to the whole process group, as a terminal sends it."""
+        log = (tmp_path / "out.txt").open("w+")
+        arguments = ["train", "-n", "100000", "-f", str(tmp_path / "logs"), "--eval-freq", "-1", "--device", "cpu"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sb3_per_dqn", *arguments, *BREAKOUT_PARAMS],
+            stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        children: list[psutil.Process] = []
+        try:
+            run_folder = tmp_path / "logs" / "per_ddqn" / f"{BREAKOUT}_1"
+            deadline = time.monotonic() + 120
+            while not _has_rows(run_folder / "progress.csv"):
+                assert process.poll() is None, (tmp_path / "out.txt").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            children = psutil.Process(process.pid).children(recursive=True)
+            assert len(children) >= 2
+            os.killpg(process.pid, signal.SIGINT)
+            status = process.wait(60)
+            psutil.wait_procs(children, timeout=10)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output = (tmp_path / "out.txt").read_text()
+        assert status == 130
+        assert "Traceback" not in output
+        assert alive(children) == []
+        assert f"model: {run_folder / BREAKOUT}.zip" in output
+        assert cv2.imread(str(run_folder / "learning_curves.png")) is not None
+        assert 0 < PerDoubleDQN.load(run_folder / f"{BREAKOUT}.zip", device="cpu").num_timesteps < 100_000
+
+    def test_first_press_ends_the_step_and_the_second_raises(self) -> None:
+        guard = zoo.InterruptGuard()
+        before = signal.getsignal(signal.SIGINT)
+        with guard.listening():
+            assert guard._on_step()
+            signal.raise_signal(signal.SIGINT)
+            assert not guard._on_step()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_during_the_final_evaluation_the_model_is_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def press(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(zoo, "evaluate_policy", press)
+        run = run_main("train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, logs=tmp_path, env_id="CartPole-v1")
+        assert run.status == 130
+        assert Path(closing_line(run)["model"]).is_file()
+        assert closing_line(run)["score"] == "not measured"
+
+    def test_while_starting_leaves_no_run_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def press(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(zoo.RunManager, "create_callbacks", press)
+        run = run_main("train", *SHORT_CARTPOLE, logs=tmp_path, env_id="CartPole-v1")
+        assert run.status == 130
+        assert not run.folder.exists()
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["train", "--env", "BreakoutNoFramskip-v4"], ["--env", "BreakoutNoFramskip-v4", BREAKOUT]),
+            (["enjoy", "--env=CartPole-v11"], ["CartPole-v11", "CartPole-v1"]),
+            (["record_video", "--env", "CartPoll-v1"], ["CartPoll-v1", "CartPole-v1"]),
+            (["train", "--env", "Pendulum-v1"], ["Discrete", "Box"]),
+            (["train", "--env", "CartPole-v1", "-params", "prioritized_replay_alpha:1.5"], ["alpha", "1.5"]),
+            (["train", "--env", "CartPole-v1", "-params", "prioritized_replay_beta:[[0,2]]"], ["beta", "2"]),
+            (["train", "--env", "CartPole-v1", "-params", "gamma:float('nan')"], ["gamma", "nan"]),
+            (["train", "--env", "CartPole-v1", "-params", "buffer_size:10"], ["buffer_size=10", "batch_size"]),
+            (["train", "--env", "CartPole-v1", "-params", "n_envs:0"], ["n_envs=0"]),
+            (["train", "--env", "CartPole-v1", "-params", "no_such_argument:1"], ["no_such_argument"]),
+            (["train", "-params", "n_envs:2", "exploration:[[0.5,1],[0,0]]"], ["exploration", "(0.0, 0.0)"]),
+            (["train", "--env", "CartPole-v1", "-conf", "no_such_file.yml"], ["no_such_file.yml"]),
+            (["train", "--env", "CartPole-v1", "-optimize"], ["-optimize", "per_ddqn"]),
+            (["tran"], ["tran", "train"]),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+    )
+    def test_is_one_line_and_leaves_nothing(
+        self, arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(atari.WorkerVecEnv, "__init__", _no_worker)
+        run = run_main(*arguments, logs=tmp_path / "logs")
+        _assert_one_line(run, *words)
+        assert not (tmp_path / "logs").exists()
+
+    @pytest.mark.parametrize("flag", ["-f", "--log-folder", "-tb"])
+    @pytest.mark.parametrize("env_id", ["CartPole-v1", BREAKOUT])
+    def test_output_folder_that_cannot_be_written(
+        self, flag: str, env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(atari.WorkerVecEnv, "__init__", _no_worker)
+        (tmp_path / "file").write_text("in the way")
+        monkeypatch.chdir(tmp_path)
+        run = run_main("train", "--env", env_id, flag, str(tmp_path / "file" / "logs"))
+        _assert_one_line(run, "output folder", str(tmp_path / "file"))
+        assert os.listdir(tmp_path) == ["file"]
+
+    def test_missing_rom(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(name: str) -> Path:
+            raise OSError(f"no {name}.bin")
+
+        monkeypatch.setattr(atari.ale_py.roms, "get_rom_path", missing)
+        _assert_one_line(run_main("train", logs=tmp_path / "logs"), "ROM", BREAKOUT)
+        assert not (tmp_path / "logs").exists()
+
+    def test_nothing_trained_yet(self, tmp_path: Path) -> None:
+        _assert_one_line(run_main("enjoy", "--no-render", logs=tmp_path), str(tmp_path))
+
+    def test_minatar_that_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "minatar.gym", None)
+        _assert_one_line(run_main("train", "--env", "MinAtar/Breakout-v0", logs=tmp_path), "pip install")
+
+    def test_an_error_of_training_itself_keeps_its_traceback(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def diverge(*_: Any, **__: Any) -> None:
+            raise ValueError("a NaN")
+
+        monkeypatch.setattr(PerDoubleDQN, "train", diverge)
+        with pytest.raises(ValueError, match="a NaN"):
+            run_main("train", *SHORT_CARTPOLE, *CARTPOLE_PARAMS, "--eval-freq", "-1", "-P", logs=tmp_path)
+
+
+class TestArguments:
+    @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+    def test_help_lists_the_commands(self, arguments: list[str]) -> None:
+        run = run_main(*arguments)
+        assert run.status == 0
+        assert all(command in run.out for command in COMMANDS)
+
+    @pytest.mark.parametrize("command", ["train", "enjoy", "record_video"])
+    def test_help_of_a_command_is_the_zoos_and_names_our_defaults(self, command: str) -> None:
+        run = run_main(command, "--help")
+        assert run.status == 0
+        assert f"usage: sb3-per-dqn {command}" in run.out
+        assert "--algo per_ddqn" in run.out
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ([], {"algo": "per_ddqn", "env": BREAKOUT, "log_folder": "logs", "tensorboard_log": "logs/tensorboard"}),
+            ([], {"vec_env": "subproc", "progress": True}),
+            (["--env", "ALE/Pong-v5"], {"env": "ALE/Pong-v5", "vec_env": "subproc", "progress": True}),
+            (["--env=CartPole-v1"], {"env": "CartPole-v1", "vec_env": "dummy", "progress": False}),
+            (["--vec-env", "dummy"], {"vec_env": "dummy"}),
+            (["--vec-env=dummy", "--algo=dqn"], {"vec_env": "dummy", "algo": "dqn", "env": BREAKOUT}),
+            (["-f", "x"], {"log_folder": "x", "tensorboard_log": "x/tensorboard"}),
+            (["-fx"], {"log_folder": "x", "tensorboard_log": "x/tensorboard"}),
+            (["--log-folder=x"], {"log_folder": "x", "tensorboard_log": "x/tensorboard"}),
+            (["--log-folder", "x", "-tb", "y"], {"log_folder": "x", "tensorboard_log": "y"}),
+            (["--tensorboard-log=y"], {"log_folder": "logs", "tensorboard_log": "y"}),
+            (["-n", "5", "--seed", "7", "--device=cpu"], {"n_timesteps": 5, "seed": 7, "device": "cpu"}),
+        ],
+        ids=str,
+    )
+    def test_what_the_user_gives_comes_before_our_defaults(
+        self, given: list[str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = {}
+
+        class Stop(Exception):
+            pass
+
+        def capture(args: Any, *_: Any, **__: Any) -> None:
+            seen.update(vars(args))
+            raise Stop
+
+        monkeypatch.setattr(rl_zoo3.train, "ExperimentManager", capture)
+        run_main("train", *given)
+        assert {key: seen[key] for key in expected} == expected
+
+    def test_watching_an_atari_game_is_deterministic(self) -> None:
+        assert "--deterministic" in with_defaults("enjoy", [])
+        assert "--deterministic" in with_defaults("record_video", ["--env=ALE/Pong-v5"])
+        assert "--deterministic" not in with_defaults("enjoy", ["--env", "CartPole-v1"])
+        assert "--deterministic" not in with_defaults("enjoy", ["--algo", "dqn"])  # its games have no random actions
+
+    def test_import_is_enough_and_harmless_twice(self) -> None:
+        zoo.register()
+        assert rl_zoo3.ALGOS["per_ddqn"] is rl_zoo3.utils.ALGOS["per_ddqn"] is PerDoubleDQN
+        assert rl_zoo3.train.ExperimentManager is zoo.RunManager
+
+    def test_other_wrappers_stay_as_they_are(self) -> None:
+        hyperparams = {"env_wrapper": ["stable_baselines3.common.atari_wrappers.AtariWrapper"], "frame_stack": 4}
+        assert zoo.in_evaluation_mode(hyperparams) is hyperparams
+        assert zoo.in_evaluation_mode({}) == {}
+
+
+class TestPlots:
+    @given(st.lists(st.floats(-1e3, 1e3), max_size=50), st.integers(1, 20))
+    def test_running_mean_is_the_mean_of_the_last(self, values: list[float], window: int) -> None:
+        naive = [np.mean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+        np.testing.assert_allclose(running_mean(np.array(values), window), naive, atol=1e-9)
+
+    def test_columns_with_gaps(self, tmp_path: Path) -> None:
+        path = tmp_path / "progress.csv"
+        path.write_text("a,b\n1,\n,2.5\n")
+        columns = read_columns(path)
+        np.testing.assert_array_equal(columns["a"], [1, np.nan])
+        np.testing.assert_array_equal(columns["b"], [np.nan, 2.5])
+
+    def test_a_run_that_logged_nothing_can_be_drawn(self, tmp_path: Path) -> None:
+        for name in ("progress.csv", "episodes.csv"):
+            (tmp_path / name).touch()
+        assert cv2.imread(str(draw_learning_curves(tmp_path))) is not None
+
+
+def _assert_one_line(run: Run, *words: str) -> None:
+    assert run.status == 2
+    (line,) = run.err.strip().splitlines()
+    assert line.startswith("sb3-per-dqn: error: ")
+    for word in words:
+        assert word in line
+
+
+def _no_worker(*_: Any, **__: Any) -> None:
+    raise AssertionError("a worker was started")
+
+
+def _has_rows(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open(newline="") as file:
+        return len(list(csv.reader(file))) > 1
