@@ -36,23 +36,23 @@ EVALUATION_EPISODES = 30
 
 
 class EpisodeLog(BaseCallback):
-    """Collects ``(timestep, return, seconds)`` of every game that ends, as ``Monitor`` reports it."""
+    """Collects ``(timestep, return)`` of every game that ends, as ``Monitor`` reports it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.episodes: list[tuple[int, float, float]] = []
+        self.episodes: list[tuple[int, float]] = []
 
     def _on_training_start(self) -> None:
         self.start = time.monotonic()
 
     def _on_step(self) -> bool:
-        seconds = round(time.monotonic() - self.start, 1)
         for info in self.locals["infos"]:
             if "episode" in info:
-                self.episodes.append((self.num_timesteps, float(info["episode"]["r"]), seconds))
+                self.episodes.append((self.num_timesteps, float(info["episode"]["r"])))
                 if len(self.episodes) % 100 == 0:
                     recent = np.mean([episode[1] for episode in self.episodes[-100:]])
-                    print(f"{self.num_timesteps} steps, {seconds} s: last 100 games {recent:.2f}", flush=True)
+                    seconds = time.monotonic() - self.start
+                    print(f"{self.num_timesteps} steps, {seconds:.0f} s: last 100 games {recent:.2f}", flush=True)
         return True
 
 
@@ -119,7 +119,7 @@ def main() -> None:
     }
     name = f"{args.env.replace('/', '-')}_{args.algo}_{n_timesteps}_{args.seed}"
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / f"{name}.json").write_text(json.dumps(result))
+    (args.output / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
     last = np.mean([episode[1] for episode in log.episodes[-100:]])
     print(f"{name}: last 100 games {last:.2f}, evaluation {np.mean(scores):.2f}, {seconds:.0f} s")
 

@@ -20,7 +20,6 @@ import platform
 import time
 from collections.abc import Callable
 from importlib import import_module, metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,8 +191,13 @@ def main() -> None:
     errors = np.random.default_rng(0).exponential(size=args.slots)
     contestants = [ours(errors, args.batch)]
     contestants += [ours(errors, args.batch, fan_out) for fan_out in args.fan_outs]
-    if find_spec("torchrl"):
+    absent = ""
+    try:
         contestants.append(torchrl(errors, args.batch))
+    except ImportError:
+        absent = "not installed"
+    except RuntimeError as error:  # its C++ part loads only beside the PyTorch version that it was compiled for
+        absent = f"does not run beside this PyTorch: {error}"
     contestants.append(binary(errors, args.batch))
     microseconds = measure(contestants, args.batch, args.repeats)
 
@@ -205,8 +209,8 @@ def main() -> None:
     for name, times in microseconds.items():
         low, middle, high = np.percentile(times, [25, 50, 75])
         print(f"| {name} | {middle:.0f} | {low:.0f} to {high:.0f} | {middle / reference:.2f} |")
-    if not find_spec("torchrl"):
-        print(f"| {TORCHRL} | not installed | | |")
+    if absent:
+        print(f"| {TORCHRL} | {absent} | | |")
 
 
 if __name__ == "__main__":

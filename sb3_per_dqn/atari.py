@@ -1,6 +1,7 @@
 """Atari games as a Stable-Baselines3 ``VecEnv``, preprocessed alike for training, evaluation and the zoo."""
 
 import difflib
+import os
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -31,9 +32,10 @@ class AtariGameWrapper(AtariWrapper):
 
     In evaluation mode an episode is a whole game with the game's own score, one action in a hundred is random
     (so that a deterministic policy neither replays one game nor stands still for ever), and a game is cut after
-    ``EVALUATION_MAX_FRAMES`` emulator frames. The cut is made by the emulator, below ``Monitor``, so that the
-    episode's score is reported. The randomness is in the environment, so that ``evaluate_policy(model, env)``,
-    ``EvalCallback`` and ``VecVideoRecorder`` see the same for every model: call them with ``deterministic=True``.
+    ``EVALUATION_MAX_FRAMES`` emulator frames, or at the environment's own limit where that is lower. The cut is made
+    by the emulator, below ``Monitor``, so that the episode's score is reported. The randomness is in the environment,
+    so that ``evaluate_policy(model, env)``, ``EvalCallback`` and ``VecVideoRecorder`` see the same for every model:
+    call them with ``deterministic=True``.
 
     :param env: an Atari environment made by ``gymnasium.make``
     :param evaluation: whole, unclipped games with ``EVALUATION_EPSILON`` random actions
@@ -50,8 +52,9 @@ class AtariGameWrapper(AtariWrapper):
         self.evaluation = evaluation
         if evaluation:
             kwargs = {"terminal_on_life_loss": False, "clip_reward": False, **kwargs}
-            # the emulator reads the limit when it loads the game
-            emulator.ale.setInt("max_num_frames_per_episode", EVALUATION_MAX_FRAMES)
+            limit = emulator.ale.getInt("max_num_frames_per_episode") or EVALUATION_MAX_FRAMES  # 0 is no limit
+            # the emulator reads it when it loads the game
+            emulator.ale.setInt("max_num_frames_per_episode", min(limit, EVALUATION_MAX_FRAMES))
             emulator.load_game()
         super().__init__(env, frame_skip=_remaining_skip(emulator, frame_skip), **kwargs)
 
@@ -129,20 +132,26 @@ def make_atari_vec_env(
     :param env_kwargs: arguments for ``gymnasium.make``
     :param vec_env_cls: ``DummyVecEnv`` runs the games in this process
     :return: observations of shape (n_envs, 84, 84, frame_stack), uint8 (SB3 moves the channels first by itself)
-    :raises ValueError: for an unknown id (with the nearest known ones), no ROM, or a count below 1,
-        before any process starts
+    :raises ValueError: for an unknown id (with the nearest known ones), no ROM, a count below 1, or a ``frame_skip``
+        that does not fit the id, before any process starts
+    :raises OSError: if ``monitor_dir`` cannot be made, likewise
     """
     check_atari_id(env_id)
     for name, count in (("n_envs", n_envs), ("frame_stack", frame_stack)):
         if not isinstance(count, (int, np.integer)) or count < 1:
             raise ValueError(f"{name}={count!r} must be a whole number, 1 or more.")
+    if monitor_dir is not None:
+        os.makedirs(monitor_dir, exist_ok=True)
+    wrapper_kwargs = {"evaluation": evaluation, **(wrapper_kwargs or {})}
+    # made once here, so that what is wrong with an argument is said here, and not by a worker's broken pipe
+    AtariGameWrapper(gym.make(env_id, **(env_kwargs or {})), **wrapper_kwargs).close()
     env = make_vec_env(
         env_id,
         n_envs=n_envs,
         seed=seed,
         monitor_dir=monitor_dir,
         wrapper_class=AtariGameWrapper,
-        wrapper_kwargs={"evaluation": evaluation, **(wrapper_kwargs or {})},
+        wrapper_kwargs=wrapper_kwargs,
         env_kwargs=env_kwargs,
         vec_env_cls=vec_env_cls,
     )
@@ -162,6 +171,7 @@ def check_atari_id(env_id: str) -> None:
     try:
         ale_py.roms.get_rom_path(game)
     except OSError as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"env_id={env_id!r}: no ROM for {game!r} ({error}). Reinstall ale-py, or mend ALE_ROMS_DIR."
+            f"env_id={env_id!r}: no ROM for {game!r} ({reason}). Reinstall ale-py, or mend ALE_ROMS_DIR."
         ) from None

@@ -1,5 +1,6 @@
 """MinAtar (Young & Tian, 2019, https://arxiv.org/abs/1903.03176) for gymnasium and the zoo."""
 
+import importlib
 from typing import Any
 
 import gymnasium as gym
@@ -19,11 +20,11 @@ def register_minatar() -> None:
     :raises ModuleNotFoundError: without the ``minatar`` package, saying how to get it
     """
     try:
-        from minatar.gym import register_envs
+        minatar_gym = importlib.import_module("minatar.gym")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("MinAtar is not installed: pip install 'sb3-per-dqn[minatar]'") from error
     if "MinAtar/Breakout-v0" not in gym.registry:
-        register_envs()
+        minatar_gym.register_envs()
 
 
 class ChannelFirst(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
@@ -41,7 +42,7 @@ class ChannelFirst(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
         self.observation_space = spaces.Box(
             np.moveaxis(space.low, -1, 0),
             np.moveaxis(space.high, -1, 0),
-            dtype=space.dtype.type,  # type: ignore[union-attr]
+            dtype=space.dtype.type,
         )
 
     def observation(self, observation: np.ndarray) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 import math
 import warnings
+from numbers import Real
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
@@ -14,7 +16,11 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional as F
 
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer, check_priority_arguments
+from sb3_per_dqn.replay.prioritized_buffer import (
+    PrioritizedReplayBuffer,
+    PrioritizedReplayBufferSamples,
+    check_priority_arguments,
+)
 from sb3_per_dqn.schedules import ScheduleLike, as_schedule
 
 SelfPerDoubleDQN = TypeVar("SelfPerDoubleDQN", bound="PerDoubleDQN")
@@ -53,6 +59,15 @@ class PerDoubleDQN(DQN):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    _FINITE_ARGUMENTS: ClassVar[tuple[str, ...]] = (
+        "learning_rate",
+        "tau",
+        "gamma",
+        "max_grad_norm",
+        "exploration_fraction",
+        "exploration_initial_eps",
+        "exploration_final_eps",
+    )
 
     def __init__(
         self,
@@ -81,10 +96,11 @@ class PerDoubleDQN(DQN):
     def _setup_model(self) -> None:
         self._check_arguments()
         self.beta_schedule: Schedule = as_schedule(self.prioritized_replay_beta, "prioritized_replay_beta")
-        replay_buffer_kwargs = self.replay_buffer_kwargs
+        # What was asked for is kept, and not what came of it: load() may switch prioritized_replay
+        given = self.replay_buffer_class, self.replay_buffer_kwargs
         self._choose_replay_buffer()
         super()._setup_model()
-        self.replay_buffer_kwargs = replay_buffer_kwargs
+        self.replay_buffer_class, self.replay_buffer_kwargs = given
         if self.exploration is not None:
             self.exploration_schedule = as_schedule(self.exploration, "exploration")
 
@@ -92,16 +108,17 @@ class PerDoubleDQN(DQN):
         check_priority_arguments(
             self.prioritized_replay_alpha, self.prioritized_replay_eps, prefix="prioritized_replay_"
         )
-        for name in ("learning_rate", "tau", "gamma", "exploration_fraction", "max_grad_norm"):
+        for name in self._FINITE_ARGUMENTS:
             value = getattr(self, name)
-            if not callable(value) and not math.isfinite(value):
-                raise ValueError(f"{name}={value} must be a finite number.")
+            if not callable(value) and not (isinstance(value, Real) and math.isfinite(value)):
+                raise ValueError(f"{name}={value!r} must be a finite number.")
+        if isinstance(self.action_space, spaces.Discrete) and self.action_space.start != 0:
+            raise ValueError(f"action_space={self.action_space}: actions must be numbered from 0 on, with start=0.")
 
     def _choose_replay_buffer(self) -> None:
         if self.prioritized_replay and self.replay_buffer_class is None:
             self.replay_buffer_class = PrioritizedReplayBuffer
-        elif not self.prioritized_replay and self.replay_buffer_class is PrioritizedReplayBuffer:
-            self.replay_buffer_class = None  # a model saved with prioritized replay, loaded without
+        self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs)  # SB3 adds to it
         if self.replay_buffer_class is None:
             return
         if not issubclass(self.replay_buffer_class, PrioritizedReplayBuffer):
@@ -118,9 +135,9 @@ class PerDoubleDQN(DQN):
                 "pass n_steps=1, or prioritized_replay=False."
             )
         self.replay_buffer_kwargs = {
-            **self.replay_buffer_kwargs,
             "alpha": self.prioritized_replay_alpha,
             "eps": self.prioritized_replay_eps,
+            **self.replay_buffer_kwargs,
         }
 
     def _setup_learn(
@@ -151,26 +168,21 @@ class PerDoubleDQN(DQN):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        prioritized = isinstance(self.replay_buffer, PrioritizedReplayBuffer)
-        beta = self.beta_schedule(self._current_progress_remaining)
+        # Several environments may overshoot the last step; the schedule ends there
+        beta = self.beta_schedule(max(self._current_progress_remaining, 0.0))
 
         statistics = []
         for _ in range(gradient_steps):
-            if prioritized:
-                replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env, beta=beta)
-            else:
-                replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            replay_data = self._sample(batch_size, beta)
+            prioritized = isinstance(replay_data, PrioritizedReplayBufferSamples)
 
             target_q_values = self._target_q_values(replay_data)  # (batch, 1)
-            q_values = self.q_net(replay_data.observations).gather(
-                dim=1, index=replay_data.actions.long()
-            )  # (batch, 1)
+            q_values = self.q_net(replay_data.observations)  # (batch, n_actions)
+            q_values = q_values.gather(dim=1, index=replay_data.actions.long())  # (batch, 1)
 
-            if prioritized:
-                losses = F.smooth_l1_loss(q_values, target_q_values, reduction="none")
-                loss = (replay_data.weights * losses).mean()
-            else:
-                loss = F.smooth_l1_loss(q_values, target_q_values)
+            # Huber loss (less sensitive to outliers), weighted against the bias of the draws (Schaul et al., Sec. 3.4)
+            losses = F.smooth_l1_loss(q_values, target_q_values, reduction="none")  # (batch, 1)
+            loss = (losses * replay_data.weights if prioritized else losses).mean()
 
             self.policy.optimizer.zero_grad()
             loss.backward()
@@ -192,8 +204,19 @@ class PerDoubleDQN(DQN):
         self.logger.record("train/td_error", td_error)
         self.logger.record("train/q_value", q_value)
         self.logger.record("train/target_q_value", target_q_value)
-        if prioritized:
+        if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
             self.logger.record("train/beta", beta)
+
+    def _sample(self, batch_size: int, beta: float) -> Any:
+        """
+        :param batch_size: number of transitions
+        :param beta: how far the weights of a prioritized buffer correct for its draws
+        :return: ``PrioritizedReplayBufferSamples``, or SB3's ``ReplayBufferSamples`` from another buffer
+        """
+        assert self.replay_buffer is not None
+        if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
+            return self.replay_buffer.sample(batch_size, self._vec_normalize_env, beta)
+        return self.replay_buffer.sample(batch_size, self._vec_normalize_env)
 
     def _target_q_values(self, replay_data: Any) -> th.Tensor:
         """

@@ -43,7 +43,10 @@ class DuelingQNetwork(QNetwork):
 
 
 # For the type checker the mixin is a DQNPolicy; at run time it is mixed into each of SB3's three.
-_Base = DQNPolicy if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    _Base = DQNPolicy
+else:
+    _Base = object
 
 
 class _DuelingMixin(_Base):
@@ -55,7 +58,8 @@ class _DuelingMixin(_Base):
         if not self.dueling:
             return super().make_q_net()
         net_args = self._update_features_extractor(self.net_args, features_extractor=None)
-        return DuelingQNetwork(**net_args).to(self.device)
+        q_net: QNetwork = DuelingQNetwork(**net_args).to(self.device)
+        return q_net
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "dueling": self.dueling}

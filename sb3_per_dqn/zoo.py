@@ -69,7 +69,7 @@ class RunRecorder(BaseCallback):
     def _on_training_start(self) -> None:
         self.progress = CSVOutputFormat(str(self.run_folder / "progress.csv"))
         self.logger.output_formats.append(self.progress)
-        self.episodes = (self.run_folder / "episodes.csv").open("w", newline="")
+        self.episodes = (self.run_folder / "episodes.csv").open("w", buffering=1, newline="")
         self.writer = csv.writer(self.episodes)
         self.writer.writerow(["timesteps", "r", "l"])
 

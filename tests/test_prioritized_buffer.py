@@ -62,7 +62,12 @@ class RandomStreams:
         infos = [{"TimeLimit.truncated": end == "time limit"} if end != "no" else {} for end in ends]
         happened = [
             Transition(
-                env, obs[env].tolist(), next_obs[env].tolist(), int(actions[env]), float(rewards[env]), end == "terminated"
+                env,
+                obs[env].tolist(),
+                next_obs[env].tolist(),
+                int(actions[env]),
+                float(rewards[env]),
+                end == "terminated",
             )
             for env, end in enumerate(ends)
         ]
@@ -119,7 +124,8 @@ class NaiveBuffer:
     def check(self, batch: PrioritizedReplayBufferSamples, beta: float) -> None:
         """Every field of the batch belongs to the transitions that it names, and each of those is stored."""
         weights = self.weights(beta)
-        assert isinstance(batch.observations, th.Tensor) and isinstance(batch.next_observations, th.Tensor)
+        assert isinstance(batch.observations, th.Tensor)
+        assert isinstance(batch.next_observations, th.Tensor)
         for row, serial in enumerate(batch.indices.tolist()):
             drawn = Transition(
                 env=serial % self.n_envs,
@@ -355,11 +361,11 @@ def test_new_transitions_do_not_swamp_small_errors() -> None:
     np.random.seed(0)
     rng = np.random.default_rng(0)
     buffer, streams = pair_buffer(200), RandomStreams(1, seed=0)
-    for step in range(1000):
+    for _ in range(1000):
         streams.step(buffer)
         indices = buffer.sample(8).indices
         buffer.update_priorities(indices, rng.uniform(0.5e-3, 1.5e-3, 8))
-    assert step == 999 and buffer.max_priority <= 1.6e-3**0.6
+    assert buffer.max_priority <= 1.6e-3**0.6
     for _ in range(20):
         streams.step(buffer)
     assert 0.05 < shares(buffer)[1000:].sum() < 0.2
@@ -381,7 +387,8 @@ def test_weights_equal_their_closed_form(td_errors: list[float], alpha: float, b
     weights = (size * probabilities) ** -beta
     weights /= weights.max()
     batch = buffer.sample(40, beta=beta)
-    assert batch.weights.shape == (40, 1) and batch.weights.dtype == th.float32
+    assert batch.weights.shape == (40, 1)
+    assert batch.weights.dtype == th.float32
     np.testing.assert_allclose(batch.weights.numpy().ravel(), weights[batch.indices], rtol=1e-5)
     assert ((batch.weights > 0) & (batch.weights <= 1)).all()
 
@@ -399,7 +406,8 @@ def test_weights_stay_above_zero_at_the_edge_of_float32() -> None:
     buffer = filled_buffer(2, alpha=1.0)
     buffer.update_priorities(np.arange(2), np.array([0.0, 1e60]))
     batch = buffer.sample(10, beta=1.0)
-    assert (batch.indices == 1).all() and (batch.weights > 0).all()
+    assert (batch.indices == 1).all()
+    assert (batch.weights > 0).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e305])
@@ -449,7 +457,8 @@ def test_reset_forgets_everything() -> None:
     buffer = filled_buffer(4)
     buffer.update_priorities(np.arange(4), np.full(4, 9.0))
     buffer.reset()
-    assert buffer.size() == 0 and buffer.max_priority == 1.0
+    assert buffer.size() == 0
+    assert buffer.max_priority == 1.0
     with pytest.raises(ValueError, match="empty"):
         buffer.sample(1)
     RandomStreams(1, seed=5).step(buffer)
@@ -484,7 +493,8 @@ def assert_same_tensors(mine: Any, other: Any) -> None:
         for key in other:
             assert_same_tensors(mine[key], other[key])
     else:
-        assert mine.dtype == other.dtype and mine.shape == other.shape
+        assert mine.dtype == other.dtype
+        assert mine.shape == other.shape
         assert th.equal(mine, other)
 
 
@@ -494,7 +504,7 @@ def ours_and_theirs(space: spaces.Space[Any], **kwargs: Any) -> tuple[Prioritize
     rng = np.random.default_rng(0)
     arguments: dict[str, Any] = {"device": "cpu", "n_envs": 1, **kwargs}
     ours = PrioritizedReplayBuffer(8, space, spaces.Discrete(N_ACTIONS), **arguments)
-    theirs_class = DictReplayBuffer if isinstance(space, spaces.Dict) else ReplayBuffer
+    theirs_class: type[Any] = DictReplayBuffer if isinstance(space, spaces.Dict) else ReplayBuffer
     theirs = theirs_class(8, space, spaces.Discrete(N_ACTIONS), **arguments)
     for step in range(13):
         transition = (stacked(space, 1), stacked(space, 1), rng.integers(N_ACTIONS, size=1), rng.normal(size=1))
@@ -515,11 +525,12 @@ def test_every_field_equals_sb3s(name: str, handle_timeout_termination: bool) ->
     other = theirs._get_samples(mine.indices % 8)
     for field in ("observations", "actions", "next_observations", "dones", "rewards"):
         assert_same_tensors(getattr(mine, field), getattr(other, field))
-    assert mine.discounts is None and other.discounts is None
+    assert mine.discounts is None
+    assert other.discounts is None
 
 
 class SpaceEnv(gym.Env[Any, int]):
-    action_space = spaces.Discrete(N_ACTIONS)
+    action_space: Any = spaces.Discrete(N_ACTIONS)
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self.observation_space = space
@@ -587,7 +598,9 @@ def test_all_environments_are_reached() -> None:
     assert np.bincount(batch.indices % 4) / 40_000 == pytest.approx(np.full(4, 0.25), abs=0.015)
 
 
-@pytest.mark.parametrize(("buffer_size", "n_envs", "capacity"), [(1, 1, 1), (10, 3, 9), (2, 5, 5), (1, 4, 4), (12, 4, 12)])
+@pytest.mark.parametrize(
+    ("buffer_size", "n_envs", "capacity"), [(1, 1, 1), (10, 3, 9), (2, 5, 5), (1, 4, 4), (12, 4, 12)]
+)
 def test_capacity_is_a_whole_number_of_rows(buffer_size: int, n_envs: int, capacity: int) -> None:
     """As in SB3's buffers: rounded down, but at least a row."""
     buffer = filled_buffer(buffer_size, n_envs, rows=20)
@@ -601,7 +614,7 @@ def test_position_and_fullness_are_sb3s() -> None:
     buffer = pair_buffer(6, 2)
     theirs = ReplayBuffer(6, PAIR_SPACE, spaces.Discrete(2), n_envs=2, device="cpu")
     streams = RandomStreams(2, seed=0)
-    nothing = (np.zeros((2, 2)), np.zeros((2, 2)), np.zeros(2), np.zeros(2), np.zeros(2), [{}, {}])
+    nothing: Any = (np.zeros((2, 2)), np.zeros((2, 2)), np.zeros(2), np.zeros(2), np.zeros(2), [{}, {}])
     for _ in range(8):
         assert (buffer.pos, buffer.full, buffer.size()) == (theirs.pos, theirs.full, theirs.size())
         streams.step(buffer)

@@ -46,11 +46,13 @@ class ArrayStore:
         assert isinstance(shape, tuple)
         self._observations = np.zeros((rows, n_envs, *shape), dtype=space.dtype)
         self._next_observations = np.zeros_like(self._observations)
+        self._is_discrete = isinstance(space, spaces.Discrete)
 
     def add(self, row: int, obs: Array, next_obs: Array) -> None:
-        shape = self._observations.shape[1:]
-        self._observations[row] = np.reshape(obs, shape)  # Discrete observations come as (n_envs,)
-        self._next_observations[row] = np.reshape(next_obs, shape)
+        if self._is_discrete:  # they come as (n_envs,) and are kept, as SB3 does, as (n_envs, 1)
+            obs, next_obs = np.reshape(obs, (-1, 1)), np.reshape(next_obs, (-1, 1))
+        self._observations[row] = obs
+        self._next_observations[row] = next_obs
 
     def get(self, rows: Array, envs: Array) -> tuple[Array, Array]:
         return self._observations[rows, envs], self._next_observations[rows, envs]

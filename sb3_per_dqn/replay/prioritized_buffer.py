@@ -8,13 +8,15 @@ import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.type_aliases import ReplayBufferSamples, TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_per_dqn.replay.observation_store import Observations, ObservationStore, make_observation_store
 from sb3_per_dqn.replay.sum_tree import MaxTree, MinTree, SumTree
 
 IntArray = npt.NDArray[np.int64]
+
+TINY = float(np.finfo(np.float32).tiny)  # no weight may vanish when it is rounded to float32
 
 
 class PrioritizedReplayBufferSamples(NamedTuple):
@@ -92,13 +94,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     @property
     def max_priority(self) -> float:
         """(|delta| + eps)^alpha with which the next transition enters."""
-        return self._max_priority
+        return self._learned_priorities.root or self._last_max_priority
 
     def reset(self) -> None:
         """Forget all transitions and priorities."""
         super().reset()
         self._rows_added = 0
-        self._max_priority = 1.0
+        self._last_max_priority = 1.0  # for when nothing stored was learned from
         self._priorities = SumTree(self.capacity)  # p_i^alpha
         self._smallest_priority = MinTree(self.capacity)
         self._learned_priorities = MaxTree(self.capacity)  # p_i^alpha, 0 where nothing was learned from the transition
@@ -142,9 +144,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             self.timeouts[row] = [info.get("TimeLimit.truncated", False) for info in infos]
 
         slots = row * self.n_envs + np.arange(self.n_envs)
+        self._last_max_priority = self.max_priority
+        self._set_priorities(slots, self._last_max_priority)
         self._learned_priorities[slots] = 0.0
-        self._max_priority = self._learned_priorities.root or self._max_priority
-        self._set_priorities(slots, self._max_priority)
 
         self._rows_added += 1
         self.pos = self._rows_added % self.buffer_size
@@ -171,9 +173,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         slots = self._priorities.find(np.random.random(batch_size) * self._priorities.total)
         weights = self._importance_sampling_weights(slots, beta)
         return PrioritizedReplayBufferSamples(
-            *self._transitions(slots, env),
-            weights=self.to_torch(weights.reshape(-1, 1), copy=False),
-            indices=self._serial_numbers(slots),
+            *self._get_samples(slots, env),
+            self.to_torch(weights.reshape(-1, 1), copy=False),
+            self._serial_numbers(slots),
         )
 
     def update_priorities(self, indices: IntArray, td_errors: npt.NDArray[Any] | th.Tensor) -> None:
@@ -217,7 +219,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         :return: weights in (0, 1], shape (batch,)
         """
         weights = (self._smallest_priority.root / self._priorities[slots]) ** beta
-        return np.maximum(weights, np.finfo(np.float32).tiny).astype(np.float32)
+        return np.maximum(weights, TINY).astype(np.float32)
 
     def _serial_numbers(self, slots: IntArray) -> IntArray:
         """
@@ -226,25 +228,26 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         newest = self._rows_added * self.n_envs  # the serial number that comes next
         return newest - 1 - (newest - 1 - slots) % self.capacity
 
-    def _transitions(self, slots: IntArray, env: VecNormalize | None) -> tuple[Any, ...]:
+    def _get_samples(self, batch_inds: IntArray, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
-        :return: SB3's six fields of a batch, from ``observations`` to ``discounts``
+        :param batch_inds: slots, shape (batch,)
+        :param env: normalizes observations and rewards, if given
+        :return: the transitions in these slots
         """
         assert self._store is not None
-        rows, envs = np.divmod(slots, self.n_envs)
+        rows, envs = np.divmod(batch_inds, self.n_envs)
         observations, next_observations = self._store.get(rows, envs)
         dones = self.dones[rows, envs] * (1.0 - self.timeouts[rows, envs])
         rewards = self._normalize_reward(self.rewards[rows, envs].reshape(-1, 1), env)
-        return (
-            self._to_tensors(self._normalize_obs(observations, env)),
-            self.to_torch(self.actions[rows, envs], copy=False),
-            self._to_tensors(self._normalize_obs(next_observations, env)),
-            self.to_torch(dones.reshape(-1, 1), copy=False),
-            self.to_torch(rewards, copy=False),
-            None,
+        return ReplayBufferSamples(
+            observations=self._to_tensors(self._normalize_obs(observations, env)),
+            actions=self.to_torch(self.actions[rows, envs], copy=False),
+            next_observations=self._to_tensors(self._normalize_obs(next_observations, env)),
+            dones=self.to_torch(dones.reshape(-1, 1), copy=False),
+            rewards=self.to_torch(rewards, copy=False),
         )
 
-    def _to_tensors(self, observations: Observations) -> th.Tensor | TensorDict:
+    def _to_tensors(self, observations: Observations) -> Any:
         # the arrays are copies made for this batch alone, so the tensors may share them
         if isinstance(observations, dict):
             return {key: self.to_torch(array, copy=False) for key, array in observations.items()}
