@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional as F
 
@@ -63,7 +63,6 @@ class PerDoubleDQN(DQN):
         "learning_rate",
         "tau",
         "gamma",
-        "max_grad_norm",
         "exploration_fraction",
         "exploration_initial_eps",
         "exploration_final_eps",
@@ -112,6 +111,8 @@ class PerDoubleDQN(DQN):
             value = getattr(self, name)
             if not callable(value) and not (isinstance(value, Real) and math.isfinite(value)):
                 raise ValueError(f"{name}={value!r} must be a finite number.")
+        if not (isinstance(self.max_grad_norm, Real) and self.max_grad_norm > 0):  # infinity switches clipping off
+            raise ValueError(f"max_grad_norm={self.max_grad_norm!r} must be a number above 0.")
         if isinstance(self.action_space, spaces.Discrete) and self.action_space.start != 0:
             raise ValueError(f"action_space={self.action_space}: actions must be numbered from 0 on, with start=0.")
 
@@ -156,6 +157,14 @@ class PerDoubleDQN(DQN):
                 "make the buffer larger or the batch smaller."
             )
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        rollout = super().collect_rollouts(*args, **kwargs)
+        if not rollout.continue_training and isinstance(self.replay_buffer, PrioritizedReplayBuffer):
+            # SB3 does not store the step at which a callback stops. Without a reset, the next learn() would join what
+            # was observed before that step with what comes after it, a transition that never happened
+            self._last_obs = None
+        return rollout
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """

@@ -84,7 +84,8 @@ class _CheckedSchedule:
     high: float
 
     def __call__(self, progress_remaining: float) -> float:
-        value = _finite(self.schedule(progress_remaining), f"{self.name}={self.schedule!r}")
+        # a run may overshoot its length by part of a rollout; what was written for [0, 1] is read there
+        value = _finite(self.schedule(max(progress_remaining, 0.0)), f"{self.name}={self.schedule!r}")
         _check_values([value], self.schedule, self.name, self.low, self.high)
         return value
 

@@ -352,7 +352,7 @@ def test_the_seed_decides_the_exploration() -> None:
 class RecordedBetas(PrioritizedReplayBuffer):
     betas: list[float]
 
-    def sample(self, batch_size: int, env: Any = None, beta: float = 1.0) -> Any:  # type: ignore[override]
+    def sample(self, batch_size: int, env: Any = None, beta: float = 1.0) -> Any:
         self.betas = [*getattr(self, "betas", []), beta]
         return super().sample(batch_size, env, beta)
 
@@ -391,6 +391,14 @@ def test_schedules_end_where_the_run_ends() -> None:
     model.learn(50)
     assert model.num_timesteps == 56
     assert model.logger.name_to_value["train/beta"] == 1.0
+
+
+def test_a_callable_epsilon_ends_where_the_run_ends() -> None:
+    """TRAPS 14: likewise."""
+    model = make(walks(8), exploration=lambda left: left)
+    model.learn(50)
+    assert model.num_timesteps == 64
+    assert model.exploration_rate == 0.0
 
 
 def test_reading_a_schedule_twice_changes_nothing() -> None:
@@ -592,7 +600,7 @@ def test_vec_normalize() -> None:
     seen: list[Any] = []
 
     class Seen(PrioritizedReplayBuffer):
-        def sample(self, batch_size: int, env: Any = None, beta: float = 1.0) -> Any:  # type: ignore[override]
+        def sample(self, batch_size: int, env: Any = None, beta: float = 1.0) -> Any:
             batch = super().sample(batch_size, env, beta)
             seen.append(batch)
             return batch
@@ -619,17 +627,20 @@ def test_images_and_the_cnn_policy() -> None:
     assert model._n_updates > 0
 
 
-def test_a_callback_stops_early_and_a_second_learn_goes_on() -> None:
-    """TRAPS 22: after the second start, too, the buffer holds nothing that did not happen."""
+@pytest.mark.parametrize("reset_num_timesteps", [True, False])
+def test_a_callback_stops_early_and_a_second_learn_goes_on(reset_num_timesteps: bool) -> None:
+    """
+    TRAPS 22: SB3 does not store the step at which a callback stops; the next one must not start from before it.
+    After every start the buffer holds nothing but what happened.
+    """
     env = walks(2)
     model = make(env)
-    model.learn(1000, callback=StopTrainingOnMaxEpisodes(6))
-    stopped_at = model.num_timesteps
-    assert 0 < stopped_at < 1000
-    model.learn(50)
-    assert model.num_timesteps >= 50
+    model.learn(1000, callback=EachStep(lambda model: model.num_timesteps < 41 * 2))
+    assert model.num_timesteps == 41 * 2
+    model.learn(52, reset_num_timesteps=reset_num_timesteps)
+    assert model.num_timesteps == 52 + (0 if reset_num_timesteps else 41 * 2)
+    model.learn(50, callback=StopTrainingOnMaxEpisodes(1), reset_num_timesteps=False)
     model.learn(50, reset_num_timesteps=False)
-    assert model.num_timesteps >= 100
     happened = {(row[0].tobytes(), row[1], row[3].tobytes()) for record in env.get_attr("record") for row in record}
     buffer = buffer_of(model)
     batch = buffer.sample(1000)
