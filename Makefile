@@ -14,10 +14,10 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 breakout: $(READY) # real Breakout for ten minutes, then score, plot and video
-	$(BIN)/sb3-per-dqn train --conf-file hyperparams/breakout_50k.yml
+	$(BIN)/sb3-per-dqn train --conf-file hyperparams/breakout_50k.yml --eval-freq -1
 
 minatar: $(READY) # MinAtar's Breakout, learned in minutes
-	$(BIN)/sb3-per-dqn train --env MinAtar/Breakout-v0 --conf-file hyperparams/minatar_300k.yml -P
+	$(BIN)/sb3-per-dqn train --env MinAtar/Breakout-v0 --conf-file hyperparams/minatar_300k.yml --eval-freq -1 -P
 
 test: lint type pytest
 

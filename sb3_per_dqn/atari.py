@@ -98,6 +98,11 @@ class WorkerVecEnv(SubprocVecEnv):
     def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None) -> None:
         super().__init__([partial(_make_ignoring_sigint, env_fn) for env_fn in env_fns], start_method)
 
+    def close(self) -> None:
+        """End the workers."""
+        self.waiting = False  # SB3 would wait for all answers, of which an interrupted step has read some already
+        super().close()
+
 
 def _make_ignoring_sigint(env_fn: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -373,6 +374,18 @@ def test_workers_outlive_ctrl_c_and_not_their_parent() -> None:
         parent.stdout.close()
         for pid in filter(is_running, children):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_close_after_an_interrupted_step_does_not_wait_for_answers_already_read() -> None:
+    env = WorkerVecEnv([lambda: gym.make("CartPole-v1")] * 2)
+    env.reset()
+    env.step_async(np.zeros(2, dtype=int))
+    env.remotes[0].recv()  # as far as step_wait() came
+    closing = threading.Thread(target=env.close, daemon=True)
+    closing.start()
+    closing.join(timeout=30)
+    assert not closing.is_alive()
+    assert not any(process.is_alive() for process in env.processes)
 
 
 # ---------------------------------------------------------------- bad input
