@@ -5,21 +5,17 @@ The zoo has no hook for plugins. The algorithm goes into its dictionary, and one
 ``ExperimentManager`` takes that class's place; environments for watching a model are put into evaluation mode.
 """
 
-import csv
 import difflib
 import importlib
 import os
 import runpy
 import shutil
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import gymnasium as gym
@@ -30,9 +26,8 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, create_test_env, get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, LogEveryNTimesteps
+from stable_baselines3.common.callbacks import EvalCallback, LogEveryNTimesteps
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -43,6 +38,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_per_dqn.atari import AtariGameWrapper, WorkerVecEnv, check_atari_id
+from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.plots import draw_learning_curves
@@ -51,74 +47,6 @@ EVALUATION_GAMES = 10
 MAX_VIDEO_STEPS = 5_000
 LOGGED_ROWS = 200  # of a whole run, whatever its length
 MIN_STEPS_PER_ROW = 100
-
-
-class RunRecorder(BaseCallback):
-    """
-    Writes the run's ``progress.csv`` (all that the logger gets) and ``episodes.csv`` (every finished episode).
-
-    ``Monitor``'s own files count emulator frames, so they cannot place a game on the axis of environment steps.
-
-    :param run_folder: where the two files go
-    """
-
-    def __init__(self, run_folder: str) -> None:
-        super().__init__()
-        self.run_folder = Path(run_folder)
-
-    def _on_training_start(self) -> None:
-        self.progress = CSVOutputFormat(str(self.run_folder / "progress.csv"))
-        self.logger.output_formats.append(self.progress)
-        self.episodes = (self.run_folder / "episodes.csv").open("w", buffering=1, newline="")
-        self.writer = csv.writer(self.episodes)
-        self.writer.writerow(["timesteps", "r", "l"])
-
-    def _on_step(self) -> bool:
-        for info in self.locals.get("infos", ()):
-            if "episode" in info:
-                self.writer.writerow([self.num_timesteps, info["episode"]["r"], info["episode"]["l"]])
-        return True
-
-    def _on_training_end(self) -> None:
-        # The zoo calls this once more for the first callback of its list, also when training failed to start
-        if hasattr(self, "progress") and self.progress in self.logger.output_formats:
-            self.logger.output_formats.remove(self.progress)
-            self.progress.close()
-            self.episodes.close()
-
-
-class InterruptGuard(BaseCallback):
-    """
-    Ends training after the present step when Ctrl-C is pressed, and at once when it is pressed again.
-
-    An exception in the middle of a step would leave the workers' answers half read, and the next call to them waiting.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.interrupted = False
-
-    def _on_step(self) -> bool:
-        return not self.interrupted
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Catch SIGINT here. Python hands signals to the main thread alone: in another, nothing is caught."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGINT, self._on_sigint)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        # not print(): a handler may run while the same buffer is being written to
-        os.write(2, b"\nStopping after this step or evaluation, then saving. Ctrl-C again stops at once.\n")
 
 
 class RunManager(ExperimentManager):
