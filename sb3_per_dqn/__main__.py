@@ -1,10 +1,10 @@
 """
 The command line: rl-zoo3's commands with our defaults.
 
-    sb3-per-dqn train --env BreakoutNoFrameskip-v4 -n 200000
+    sb3-per-dqn train --env CartPole-v1 --seed 1
     python -m sb3_per_dqn enjoy --no-render
 
-Exit status: 0, or 2 for a wrong argument, or 130 after Ctrl-C (the model of an interrupted training is saved).
+Exit status: 0, or 2 for a wrong argument, 1 if training fails, 130 after Ctrl-C (an interrupted training is saved).
 """
 
 import argparse
@@ -42,14 +42,24 @@ def main() -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1) or [", ".join(COMMANDS)]
         return fail(f"unknown command {command!r}. Did you mean {near[0]}? (see sb3-per-dqn --help)")
+    try:
+        return run(command, arguments)
+    except KeyboardInterrupt:
+        print("sb3-per-dqn: interrupted", file=sys.stderr)
+        return 130
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """
+    :param command: one of ``COMMANDS``
+    :param arguments: the user's
+    :return: exit status
+    """
     # Not at the top: worker processes import this module, and need nothing of the zoo
     from sb3_per_dqn import zoo
 
     try:
         zoo.run_command(command, with_defaults(command, arguments))
-    except KeyboardInterrupt:
-        print("sb3-per-dqn: interrupted", file=sys.stderr)
-        return 130
     except Exception as error:
         if zoo.arose_in_training(error):
             raise

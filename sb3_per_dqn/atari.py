@@ -3,7 +3,9 @@
 import difflib
 import os
 import signal
+import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -127,6 +129,8 @@ def make_atari_vec_env(
     ``Monitor`` stands directly around the emulator: ``info["episode"]["r"]`` and ``rollout/ep_rew_mean`` are the
     unclipped scores of whole games, whatever the wrapper clips or ends above it.
 
+    The workers import the program that starts them: in a script, call this under ``if __name__ == "__main__":``.
+
     :param env_id: an Atari id, such as ``BreakoutNoFrameskip-v4`` or ``ALE/Breakout-v5``
     :param n_envs: number of games, each in a process of its own
     :param seed: seed of the first game; the others get the numbers after it
@@ -139,17 +143,19 @@ def make_atari_vec_env(
     :return: observations of shape (n_envs, 84, 84, frame_stack), uint8 (SB3 moves the channels first by itself)
     :raises ValueError: for an unknown id (with the nearest known ones), no ROM, a count below 1, or a ``frame_skip``
         that does not fit the id, before any process starts
-    :raises OSError: if ``monitor_dir`` cannot be made, likewise
+    :raises OSError: if ``monitor_dir`` cannot be made or written in, likewise
     """
     check_atari_id(env_id)
     for name, count in (("n_envs", n_envs), ("frame_stack", frame_stack)):
         if not isinstance(count, (int, np.integer)) or count < 1:
             raise ValueError(f"{name}={count!r} must be a whole number, 1 or more.")
+    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
+        raise ValueError(f"seed={seed!r} must be a whole number, 0 or more, or None.")
     if monitor_dir is not None:
         os.makedirs(monitor_dir, exist_ok=True)
+        tempfile.TemporaryFile(dir=monitor_dir).close()
     wrapper_kwargs = {"evaluation": evaluation, **(wrapper_kwargs or {})}
-    # made once here, so that what is wrong with an argument is said here, and not by a worker's broken pipe
-    AtariGameWrapper(gym.make(env_id, **(env_kwargs or {})), **wrapper_kwargs).close()
+    _try_out(env_id, env_kwargs or {}, wrapper_kwargs)
     env = make_vec_env(
         env_id,
         n_envs=n_envs,
@@ -161,6 +167,14 @@ def make_atari_vec_env(
         vec_env_cls=vec_env_cls,
     )
     return VecFrameStack(env, n_stack=frame_stack)
+
+
+def _try_out(env_id: str, env_kwargs: dict[str, Any], wrapper_kwargs: dict[str, Any]) -> None:
+    """Play one step here, so that what is wrong with an argument is said here, and not by a worker's broken pipe."""
+    with closing(gym.make(env_id, **env_kwargs)) as game:
+        env = AtariGameWrapper(game, **wrapper_kwargs)
+        env.reset()
+        env.step(0)
 
 
 def check_atari_id(env_id: str) -> None:

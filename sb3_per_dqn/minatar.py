@@ -1,6 +1,6 @@
 """MinAtar (Young & Tian, 2019, https://arxiv.org/abs/1903.03176) for gymnasium and the zoo."""
 
-import importlib
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium as gym
@@ -12,19 +12,24 @@ from torch import nn
 
 from sb3_per_dqn.policies import MlpPolicy
 
+GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+
 
 def register_minatar() -> None:
     """
     Make ``MinAtar/<Game>-v0`` (full action set) and ``-v1`` (minimal) known to gymnasium, once.
 
+    The ids are those of MinAtar's own ``register_envs``, which would import the games and seaborn with them.
+
     :raises ModuleNotFoundError: without the ``minatar`` package, saying how to get it
     """
-    try:
-        minatar_gym = importlib.import_module("minatar.gym")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("MinAtar is not installed: pip install 'sb3-per-dqn[minatar]'") from error
-    if "MinAtar/Breakout-v0" not in gym.registry:
-        minatar_gym.register_envs()
+    if find_spec("minatar") is None:
+        raise ModuleNotFoundError("MinAtar is not installed: pip install 'sb3-per-dqn[minatar]'")
+    for game in GAMES:
+        for version, minimal in (("v0", False), ("v1", True)):
+            env_id = f"MinAtar/{game.title().replace('_', '')}-{version}"
+            if env_id not in gym.registry:
+                gym.register(env_id, "minatar.gym:BaseEnv", kwargs={"game": game, "use_minimal_action_set": minimal})
 
 
 class ChannelFirst(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_per_dqn.replay.prioritized_buffer import (
     PrioritizedReplayBuffer,
-    PrioritizedReplayBufferSamples,
     check_priority_arguments,
 )
 from sb3_per_dqn.schedules import ScheduleLike, as_schedule
@@ -43,6 +42,7 @@ class PerDoubleDQN(DQN):
     :param double_q: let the online network choose the action whose target value is bootstrapped from
     :param prioritized_replay: draw transitions by priority, from a :class:`PrioritizedReplayBuffer`; ``False`` leaves
         the choice of a buffer to SB3. A ``replay_buffer_class`` that is given comes first (with a warning).
+        Not together with ``n_steps`` above 1 yet.
     :param prioritized_replay_alpha: how much prioritization is used, in [0, 1]; 0 draws uniformly
     :param prioritized_replay_beta: how far importance-sampling weights correct for it, in [0, 1]: a number, a schedule
         of ``progress_remaining``, or endpoints ``[(elapsed_fraction, value), ...]``
@@ -59,14 +59,16 @@ class PerDoubleDQN(DQN):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    _FINITE_ARGUMENTS: ClassVar[tuple[str, ...]] = (
-        "learning_rate",
+    _FINITE: ClassVar[tuple[str, ...]] = (
         "tau",
         "gamma",
         "exploration_fraction",
         "exploration_initial_eps",
         "exploration_final_eps",
+        "learning_starts",
+        "target_update_interval",
     )
+    _WHOLE: ClassVar[tuple[str, ...]] = ("buffer_size", "batch_size", "gradient_steps", "n_steps")
 
     def __init__(
         self,
@@ -107,10 +109,15 @@ class PerDoubleDQN(DQN):
         check_priority_arguments(
             self.prioritized_replay_alpha, self.prioritized_replay_eps, prefix="prioritized_replay_"
         )
-        for name in self._FINITE_ARGUMENTS:
+        finite = self._FINITE if callable(self.learning_rate) else (*self._FINITE, "learning_rate")
+        for name in finite:
             value = getattr(self, name)
-            if not callable(value) and not (isinstance(value, Real) and math.isfinite(value)):
+            if not (isinstance(value, Real) and math.isfinite(value)):
                 raise ValueError(f"{name}={value!r} must be a finite number.")
+        for name in self._WHOLE:
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < (-1 if name == "gradient_steps" else 1):
+                raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
         if not (isinstance(self.max_grad_norm, Real) and self.max_grad_norm > 0):  # infinity switches clipping off
             raise ValueError(f"max_grad_norm={self.max_grad_norm!r} must be a number above 0.")
         if isinstance(self.action_space, spaces.Discrete) and self.action_space.start != 0:
@@ -127,7 +134,7 @@ class PerDoubleDQN(DQN):
                 warnings.warn(
                     f"replay_buffer_class={self.replay_buffer_class.__name__} takes the place of prioritized replay; "
                     "pass prioritized_replay=False to say so.",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
             return
         if self.n_steps > 1:
@@ -159,16 +166,24 @@ class PerDoubleDQN(DQN):
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        rollout = super().collect_rollouts(*args, **kwargs)
-        if not rollout.continue_training and isinstance(self.replay_buffer, PrioritizedReplayBuffer):
-            # SB3 does not store the step at which a callback stops. Without a reset, the next learn() would join what
-            # was observed before that step with what comes after it, a transition that never happened
-            self._last_obs = None
+        try:
+            rollout = super().collect_rollouts(*args, **kwargs)
+        except BaseException:
+            self._break_off()
+            raise
+        if not rollout.continue_training:
+            self._break_off()
         return rollout
+
+    def _break_off(self) -> None:
+        # The step at which a callback or an exception stops a rollout is not stored. Without a reset, the next learn()
+        # would join what was observed before that step with what comes after it, a transition that never happened
+        if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
+            self._last_obs = None
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """
-        Sample, take the TD errors, descend their weighted Huber loss, write the priorities back.
+        Sample, take the TD errors, write their priorities back, descend their weighted Huber loss.
 
         :param gradient_steps: number of gradient steps
         :param batch_size: transitions for each of them
@@ -178,16 +193,23 @@ class PerDoubleDQN(DQN):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         # Several environments may overshoot the last step; the schedule ends there
-        beta = self.beta_schedule(max(self._current_progress_remaining, 0.0))
+        buffer: Any = self.replay_buffer
+        prioritized = isinstance(buffer, PrioritizedReplayBuffer)
+        beta = self.beta_schedule(self._current_progress_remaining)
+        arguments = {"env": self._vec_normalize_env, **({"beta": beta} if prioritized else {})}
 
         statistics = []
         for _ in range(gradient_steps):
-            replay_data = self._sample(batch_size, beta)
-            prioritized = isinstance(replay_data, PrioritizedReplayBufferSamples)
+            replay_data = buffer.sample(batch_size, **arguments)
 
             target_q_values = self._target_q_values(replay_data)  # (batch, 1)
             q_values = self.q_net(replay_data.observations)  # (batch, n_actions)
             q_values = q_values.gather(dim=1, index=replay_data.actions.long())  # (batch, 1)
+
+            # Before the step, so that an error that is not finite stops here, with the weights still good
+            td_errors = (target_q_values - q_values).detach()
+            if prioritized:
+                self._update_priorities(replay_data.indices, td_errors)
 
             # Huber loss (less sensitive to outliers), weighted against the bias of the draws (Schaul et al., Sec. 3.4)
             losses = F.smooth_l1_loss(q_values, target_q_values, reduction="none")  # (batch, 1)
@@ -198,9 +220,6 @@ class PerDoubleDQN(DQN):
             th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
             self.policy.optimizer.step()
 
-            td_errors = (target_q_values - q_values).detach()
-            if prioritized:
-                self._update_priorities(replay_data.indices, td_errors)
             statistics.append(
                 th.stack([loss.detach(), td_errors.abs().mean(), q_values.detach().mean(), target_q_values.mean()])
             )
@@ -213,19 +232,8 @@ class PerDoubleDQN(DQN):
         self.logger.record("train/td_error", td_error)
         self.logger.record("train/q_value", q_value)
         self.logger.record("train/target_q_value", target_q_value)
-        if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
+        if prioritized:
             self.logger.record("train/beta", beta)
-
-    def _sample(self, batch_size: int, beta: float) -> Any:
-        """
-        :param batch_size: number of transitions
-        :param beta: how far the weights of a prioritized buffer correct for its draws
-        :return: ``PrioritizedReplayBufferSamples``, or SB3's ``ReplayBufferSamples`` from another buffer
-        """
-        assert self.replay_buffer is not None
-        if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
-            return self.replay_buffer.sample(batch_size, self._vec_normalize_env, beta)
-        return self.replay_buffer.sample(batch_size, self._vec_normalize_env)
 
     def _target_q_values(self, replay_data: Any) -> th.Tensor:
         """
@@ -252,7 +260,7 @@ class PerDoubleDQN(DQN):
         except ValueError as error:
             raise ValueError(
                 f"Training diverged at step {self.num_timesteps}, update {self._n_updates}: {error} "
-                "A smaller learning_rate or max_grad_norm may help."
+                "Check the rewards; a smaller learning_rate or max_grad_norm may help."
             ) from error
 
     def predict(

@@ -3,7 +3,7 @@
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
@@ -59,7 +59,7 @@ class PiecewiseSchedule:
         :param progress_remaining: what remains of the run, 1 (start) to 0 (end)
         :return: the value at that point, within the range of the endpoints' values (or ``outside_value``)
         """
-        elapsed = 1.0 - progress_remaining
+        elapsed = 1.0 - _within_run(progress_remaining)
         # progress_remaining is 1 - fraction, rounded: rounded alike, each joint is met exactly
         joints = [1.0 - (1.0 - fraction) for fraction, _ in self.endpoints]
         right = bisect_left(joints, elapsed)
@@ -80,37 +80,37 @@ class _CheckedSchedule:
 
     schedule: Callable[[float], float]
     name: str
-    low: float
-    high: float
 
     def __call__(self, progress_remaining: float) -> float:
-        # a run may overshoot its length by part of a rollout; what was written for [0, 1] is read there
-        value = _finite(self.schedule(max(progress_remaining, 0.0)), f"{self.name}={self.schedule!r}")
-        _check_values([value], self.schedule, self.name, self.low, self.high)
+        value = _finite(self.schedule(_within_run(progress_remaining)), f"{self.name}={self.schedule!r}")
+        _check_values([value], self.schedule, self.name)
         return value
 
 
-def as_schedule(value: ScheduleLike, name: str, low: float = 0.0, high: float = 1.0) -> Callable[[float], float]:
+def _within_run(progress_remaining: float) -> float:
+    """A run may overshoot its length by part of a rollout: schedules are read as at its end then."""
+    return min(max(progress_remaining, 0.0), 1.0)
+
+
+def as_schedule(value: ScheduleLike, name: str) -> Callable[[float], float]:
     """
-    Turn what a user may give for a schedule into a schedule.
+    Turn what a user may give for a schedule into a schedule of numbers in [0, 1], as epsilon and beta are.
 
     :param value: a number (held for the whole run), endpoints as in :class:`PiecewiseSchedule`, or a callable of
         ``progress_remaining`` (checked at both ends now, and whenever it is read)
     :param name: the argument's name, for error messages
-    :param low: the smallest value allowed
-    :param high: the largest value allowed
     :return: a callable of ``progress_remaining``
-    :raises ValueError: when the value is none of these or leaves ``[low, high]``
+    :raises ValueError: when the value is none of these or leaves [0, 1]
     """
     if callable(value) and not isinstance(value, PiecewiseSchedule):
-        checked = _CheckedSchedule(value, name, low, high)
+        checked = _CheckedSchedule(value, name)
         checked(1.0), checked(0.0)
         return checked
     schedule = value if isinstance(value, PiecewiseSchedule) else _piecewise(value, name)
     values = [y for _, y in schedule.endpoints]
     if schedule.outside_value is not None:
         values.append(schedule.outside_value)
-    _check_values(values, value, name, low, high)
+    _check_values(values, value, name)
     return schedule
 
 
@@ -122,12 +122,10 @@ def _piecewise(value: Any, name: str) -> PiecewiseSchedule:
         raise ValueError(f"{name}={value!r} is no schedule: {error}") from None
 
 
-def _check_values(values: Iterable[float], given: Any, name: str, low: float, high: float) -> None:
+def _check_values(values: Iterable[float], given: Any, name: str) -> None:
     for y in values:
-        if not low <= y <= high:
-            raise ValueError(
-                f"{name}={given!r} gives {y}, outside [{low}, {high}]: keep every value within that range."
-            )
+        if not 0.0 <= y <= 1.0:
+            raise ValueError(f"{name}={given!r} gives {y}, outside [0, 1]: keep every value within that range.")
 
 
 def _checked_endpoints(endpoints: Any, unit: str = "elapsed fraction", end: float = 1.0) -> tuple[Endpoint, ...]:
@@ -151,7 +149,7 @@ def _iterated(endpoints: Any) -> list[Any]:
 
 
 def _pair(pair: Any) -> Endpoint:
-    if isinstance(pair, (str, bytes)) or not isinstance(pair, Sequence) or len(pair) != 2:
+    if isinstance(pair, (str, bytes, Mapping)) or not hasattr(pair, "__getitem__") or len(pair) != 2:
         raise ValueError(f"endpoint {pair!r} must be a pair (elapsed_fraction, value).")
     return _finite(pair[0], f"endpoint {pair!r}"), _finite(pair[1], f"endpoint {pair!r}")
 

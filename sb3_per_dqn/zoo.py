@@ -12,6 +12,7 @@ import runpy
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
@@ -78,6 +79,7 @@ class RunManager(ExperimentManager):
         :return: the model and the hyperparameters to save, or ``None`` for an optimization
         :raises ValueError: for what is wrong with the arguments; no new run folder is left then
         """
+        self._check_flags()
         if self.optimize_hyperparameters and self.algo not in HYPERPARAMS_SAMPLER:
             raise ValueError(f"--algo={self.algo}: no sampler for -optimize; known: {', '.join(HYPERPARAMS_SAMPLER)}.")
         is_new = not os.path.exists(self.save_path)
@@ -87,6 +89,12 @@ class RunManager(ExperimentManager):
             if is_new:  # an empty run would be the latest, and the one that enjoy looks for
                 shutil.rmtree(self.save_path, ignore_errors=True)
             raise
+
+    def _check_flags(self) -> None:
+        lowest = {"n_timesteps": 1, "log_interval": 1, "n_eval_envs": 1, "eval_episodes": 1}
+        for name, value in vars(self.args).items():
+            if name in lowest and value < lowest[name] and value not in (-1, -2):  # the zoo's words for "not given"
+                raise ValueError(f"--{name.replace('_', '-')}={value} must be {lowest[name]} or more.")
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         evaluation = in_evaluation_mode(hyperparams)
@@ -117,6 +125,8 @@ class RunManager(ExperimentManager):
                 arguments = self._preprocess_action_noise(deepcopy(self.model_arguments), {}, env)
                 model = ALGOS[self.algo](env=env, seed=self.seed, device=self.device, **arguments)
                 model._setup_learn(self.n_timesteps)
+                if isinstance(model, PerDoubleDQN):
+                    warn_of_early_joints(model, self.n_timesteps)
 
     def create_callbacks(self) -> None:
         """Ours before the zoo's: of its list, it ends the first for certain."""
@@ -232,6 +242,24 @@ def create_evaluation_env(env_id: str, *args: Any, **kwargs: Any) -> VecEnv:
     """
     kwargs["hyperparams"] = in_evaluation_mode(kwargs.get("hyperparams") or {})
     return create_test_env(env_id, *args, **kwargs)
+
+
+def warn_of_early_joints(model: PerDoubleDQN, n_timesteps: int) -> None:
+    """
+    Epsilon's joints are fractions of the run, and the warm-up is a number of steps: in a run much shorter than the one
+    they were made for, exploration may be over before learning begins.
+
+    :param model: an initialized model
+    :param n_timesteps: length of the run
+    """
+    at_start = model.exploration_schedule(1.0)
+    at_first_update = model.exploration_schedule(1.0 - min(model.learning_starts / n_timesteps, 1.0))
+    if at_first_update < 0.5 * at_start:
+        warnings.warn(
+            f"epsilon is down from {at_start:.3g} to {at_first_update:.3g} when learning starts, at step "
+            f"{model.learning_starts} of {n_timesteps}: a run of this length needs its own endpoints.",
+            stacklevel=2,
+        )
 
 
 def check_env_id(env_id: str) -> None:

@@ -9,7 +9,9 @@ from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 
 from sb3_per_dqn import PerDoubleDQN
 
@@ -87,6 +89,32 @@ def test_all_off_equals_sb3(policy: str, make_env: Any, n_envs: int) -> None:
 def test_all_off_equals_sb3_with_other_settings(extra: dict[str, Any]) -> None:
     ours = train(PerDoubleDQN, "MlpPolicy", cartpole(2), {"dueling": False, "net_arch": [32]}, **ALL_OFF, **extra)
     theirs = train(DQN, "MlpPolicy", cartpole(2), {"net_arch": [32]}, **extra)
+    assert_same(ours, theirs)
+
+
+class RegularizedFeatures(FlattenExtractor):
+    """With layers that act differently in training and in use."""
+
+    def __init__(self, observation_space: spaces.Space[Any]) -> None:
+        super().__init__(observation_space)
+        self.layers = nn.Sequential(nn.BatchNorm1d(self.features_dim), nn.Dropout(0.5))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        features: th.Tensor = self.layers(super().forward(observations))
+        return features
+
+
+def test_all_off_equals_sb3_in_training_mode() -> None:
+    policy_kwargs = {"features_extractor_class": RegularizedFeatures}
+    ours = train(PerDoubleDQN, "MlpPolicy", cartpole(2), {"dueling": False, **policy_kwargs}, **ALL_OFF)
+    theirs = train(DQN, "MlpPolicy", cartpole(2), policy_kwargs)
+    assert_same(ours, theirs)
+
+
+def test_all_off_equals_sb3_with_a_schedule_of_the_learning_rate() -> None:
+    schedule = {"learning_rate": lambda progress_remaining: 1e-2 * progress_remaining}
+    ours = train(PerDoubleDQN, "MlpPolicy", cartpole(2), {"dueling": False}, **ALL_OFF, **schedule)
+    theirs = train(DQN, "MlpPolicy", cartpole(2), {}, **schedule)
     assert_same(ours, theirs)
 
 

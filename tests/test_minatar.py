@@ -1,5 +1,6 @@
 """MinAtar: registration, the channel-first view, the extractor and policy, and that Breakout is learned."""
 
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -52,6 +53,12 @@ def test_registering_twice_changes_nothing() -> None:
     after = {id_: spec for id_, spec in gym.registry.items() if id_.startswith("MinAtar/")}
     assert set(after) == {f"MinAtar/{game}-{version}" for game in GAMES for version in ("v0", "v1")}
     assert all(after[id_] is spec for id_, spec in before.items())
+
+
+def test_registering_imports_nothing() -> None:
+    """MinAtar imports seaborn under a bare except, which takes seconds and would swallow a Ctrl-C."""
+    code = "import sys, sb3_per_dqn.minatar as m; m.register_minatar(); sys.exit('seaborn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("version", "n_actions"), [("v0", 6), ("v1", 3)])

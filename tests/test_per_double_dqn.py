@@ -217,6 +217,10 @@ def test_loss_and_gradient_of_a_fixed_batch(double_q: bool, discounts: bool) -> 
     model, step = train_on(batch, double_q=double_q)
     assert model.logger.name_to_value["train/loss"] == pytest.approx(loss, rel=1e-5)
     assert model.logger.name_to_value["train/td_error"] == pytest.approx(np.abs(td_errors).mean(), rel=1e-5)
+    q_values = q_by_hand(by_hand(linear_model().q_net), batch.observations.numpy())
+    q_value = np.take_along_axis(q_values, batch.actions.numpy(), axis=1).mean()
+    assert model.logger.name_to_value["train/q_value"] == pytest.approx(q_value, rel=1e-4)
+    assert model.logger.name_to_value["train/target_q_value"] == pytest.approx(q_value + np.mean(td_errors), rel=1e-4)
     for name in gradient:
         np.testing.assert_allclose(step[name], gradient[name], atol=2e-6, err_msg=name)
 
@@ -467,6 +471,7 @@ def test_a_nan_reward_names_the_step() -> None:
     buffer = buffer_of(model)
     assert np.isfinite(buffer.max_priority)
     assert th.isfinite(buffer.sample(50).weights).all()
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
 # ---------------------------------------------------------------------------------------------------- saving, loading
@@ -627,6 +632,16 @@ def test_images_and_the_cnn_policy() -> None:
     assert model._n_updates > 0
 
 
+def _interrupt_after(calls: int) -> Callable[[Any], None]:
+    remaining = iter(range(calls))
+
+    def interrupt(model: Any) -> None:
+        if next(remaining, None) is None:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
 @pytest.mark.parametrize("reset_num_timesteps", [True, False])
 def test_a_callback_stops_early_and_a_second_learn_goes_on(reset_num_timesteps: bool) -> None:
     """
@@ -640,6 +655,8 @@ def test_a_callback_stops_early_and_a_second_learn_goes_on(reset_num_timesteps: 
     model.learn(52, reset_num_timesteps=reset_num_timesteps)
     assert model.num_timesteps == 52 + (0 if reset_num_timesteps else 41 * 2)
     model.learn(50, callback=StopTrainingOnMaxEpisodes(1), reset_num_timesteps=False)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(50, callback=EachStep(_interrupt_after(23)), reset_num_timesteps=False)
     model.learn(50, reset_num_timesteps=False)
     happened = {(row[0].tobytes(), row[1], row[3].tobytes()) for record in env.get_attr("record") for row in record}
     buffer = buffer_of(model)
@@ -746,6 +763,13 @@ def test_a_built_in_environment_by_name_and_positional_arguments() -> None:
         *(("learning_rate", value) for value in (math.nan, -math.inf, "fast", None)),
         *(("max_grad_norm", value) for value in (math.nan, None)),
         *(("tau", value) for value in (math.nan,)),
+        *(("learning_starts", value) for value in (math.nan, math.inf)),
+        *(("target_update_interval", value) for value in (math.nan, "often")),
+        *(("buffer_size", value) for value in (math.nan, 1e3, 0)),
+        *(("batch_size", value) for value in (math.nan, 2.5, "32", 0, -3)),
+        *(("gradient_steps", value) for value in (math.nan, -2)),
+        *(("n_steps", value) for value in (math.nan, 0)),
+        ("gamma", abs),
         *(("exploration_fraction", value) for value in (math.nan,)),
         *(("exploration_initial_eps", value) for value in (math.nan, math.inf)),
         *(("exploration_final_eps", value) for value in (math.nan, "small")),

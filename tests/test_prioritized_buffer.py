@@ -9,10 +9,12 @@ import math
 import pickle
 import tracemalloc
 from itertools import count
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -27,6 +29,7 @@ from sb3_per_dqn.replay.observation_store import make_observation_store
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBufferSamples
 
 SOAK_OPERATIONS = 20_000
+META = th.device("meta")  # a device that is not the CPU, on every machine
 N_ACTIONS = 7
 PAIR_SPACE = spaces.Box(-np.inf, np.inf, (2,))  # environment, number of the observation
 
@@ -695,3 +698,28 @@ def test_updates_that_name_nothing_are_refused() -> None:
     assert relative_priorities(buffer) == before
     buffer.update_priorities(np.array([], dtype=np.int64), np.array([]))
     assert relative_priorities(buffer) == before
+
+
+# --------------------------------------------------------------------------------------------------- device and memory
+
+
+@pytest.mark.parametrize("space", [PAIR_SPACE, spaces.Dict({"pair": PAIR_SPACE})])
+def test_every_tensor_of_a_batch_is_on_the_buffers_device(space: spaces.Space[Any]) -> None:
+    buffer = PrioritizedReplayBuffer(10, space, spaces.Discrete(2), META)
+    obs: Any = np.zeros((1, 2), dtype=np.float32)
+    obs = {"pair": obs} if isinstance(space, spaces.Dict) else obs
+    buffer.add(obs, obs, np.zeros(1), np.zeros(1), np.zeros(1), [{}])
+    batch = buffer.sample(4)
+    tensors = [batch.actions, batch.rewards, batch.dones, batch.weights]
+    for observations in (batch.observations, batch.next_observations):
+        tensors += observations.values() if isinstance(observations, dict) else [observations]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_too_little_memory_is_said_at_the_first_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In SB3's words, and not before: a model that is only watched stores nothing."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    buffer = PrioritizedReplayBuffer(1000, PAIR_SPACE, spaces.Discrete(2), "cpu")
+    obs = np.zeros((1, 2), dtype=np.float32)
+    with pytest.warns(UserWarning, match="not have apparently enough memory"):
+        buffer.add(obs, obs, np.zeros(1), np.zeros(1), np.zeros(1), [{}])

@@ -309,10 +309,15 @@ def test_what_is_no_schedule_is_refused_by_name(value: Any) -> None:
         as_schedule(value, "exploration")
 
 
-def test_other_bounds() -> None:
-    assert as_schedule(5.0, "learning_rate", low=1.0, high=10.0)(0.5) == 5.0
-    with pytest.raises(ValueError, match=r"learning_rate=0\.5 gives 0\.5, outside \[1\.0, 10\.0\]"):
-        as_schedule(0.5, "learning_rate", low=1.0, high=10.0)
+def test_numpy_rows_are_endpoints_too() -> None:
+    endpoints = np.array([[0.0, 1.0], [0.5, 0.1]])
+    assert as_schedule(endpoints, "exploration") == PiecewiseSchedule(((0.0, 1.0), (0.5, 0.1)))  # type: ignore[arg-type]
+
+
+def test_beyond_the_end_is_the_end() -> None:
+    """A run overshoots its length by part of a rollout: every kind of schedule is read as at its end there."""
+    assert PiecewiseSchedule(((0.0, 1.0), (1.0, 0.5)), outside_value=0.9)(-0.12) == 0.5
+    assert as_schedule(lambda progress: progress, "exploration")(-0.12) == 0.0
 
 
 @pytest.mark.parametrize("midway", [1.5, -0.5, math.nan, None])

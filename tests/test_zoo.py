@@ -319,6 +319,10 @@ class TestBadInput:
             (["train", "-params", "n_envs:2", "exploration:[[0.5,1],[0,0]]"], ["exploration", "(0.0, 0.0)"]),
             (["train", "--env", "CartPole-v1", "-conf", "no_such_file.yml"], ["no_such_file.yml"]),
             (["train", "--env", "CartPole-v1", "-optimize"], ["-optimize", "per_ddqn"]),
+            (["train", "--env", "CartPole-v1", "-n", "0"], ["--n-timesteps=0"]),
+            (["train", "--env", "CartPole-v1", "-n", "-5"], ["--n-timesteps=-5"]),
+            (["train", "--env", "CartPole-v1", "--log-interval", "0"], ["--log-interval=0"]),
+            (["train", "--env", "CartPole-v1", "--n-eval-envs", "0"], ["--n-eval-envs=0"]),
             (["tran"], ["tran", "train"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -355,8 +359,13 @@ class TestBadInput:
         _assert_one_line(run_main("enjoy", "--no-render", logs=tmp_path), str(tmp_path))
 
     def test_minatar_that_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "minatar.gym", None)
+        monkeypatch.setitem(sys.modules, "minatar", None)
         _assert_one_line(run_main("train", "--env", "MinAtar/Breakout-v0", logs=tmp_path), "pip install")
+
+    def test_a_run_too_short_for_its_joints_is_warned_of(self) -> None:
+        model = PerDoubleDQN("MlpPolicy", "CartPole-v1", learning_starts=16383, exploration=[[0, 1], [0.5, 0.01]])
+        with pytest.warns(UserWarning, match=r"epsilon is down from 1 to 0\.01 when learning starts, at step 16383"):
+            zoo.warn_of_early_joints(model, 20_000)
 
     def test_an_error_of_training_itself_keeps_its_traceback(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

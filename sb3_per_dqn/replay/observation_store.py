@@ -15,6 +15,10 @@ Observations: TypeAlias = Array | dict[str, Array]
 class ObservationStore(Protocol):
     """A ring of rows; each holds one step of every environment: the observation before and the one after."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a full store takes."""
+
     def add(self, row: int, obs: Any, next_obs: Any) -> None:
         """
         Copy one step of all environments into a row.
@@ -48,6 +52,10 @@ class ArrayStore:
         self._next_observations = np.zeros_like(self._observations)
         self._is_discrete = isinstance(space, spaces.Discrete)
 
+    @property
+    def nbytes(self) -> int:
+        return self._observations.nbytes + self._next_observations.nbytes
+
     def add(self, row: int, obs: Array, next_obs: Array) -> None:
         if self._is_discrete:  # they come as (n_envs,) and are kept, as SB3 does, as (n_envs, 1)
             obs, next_obs = np.reshape(obs, (-1, 1)), np.reshape(next_obs, (-1, 1))
@@ -67,6 +75,10 @@ class DictStore:
 
     def __init__(self, stores: Mapping[str, ObservationStore]) -> None:
         self._stores = dict(stores)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(store.nbytes for store in self._stores.values())
 
     def add(self, row: int, obs: Mapping[str, Array], next_obs: Mapping[str, Array]) -> None:
         for key, store in self._stores.items():

@@ -1,10 +1,12 @@
 """Proportional prioritized experience replay (Schaul et al., 2016, https://arxiv.org/abs/1511.05952)."""
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -107,6 +109,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     def _allocate(self) -> None:
         self._store = make_observation_store(self.buffer_size, self.n_envs, self.observation_space)
+        available = psutil.virtual_memory().available
+        if self._store.nbytes > available:  # the arrays grow into memory as they are filled
+            warnings.warn(
+                "This system does not have apparently enough memory to store the complete "
+                f"replay buffer {self._store.nbytes / 1e9:.2f}GB > {available / 1e9:.2f}GB",
+                stacklevel=3,
+            )
         shape = (self.buffer_size, self.n_envs)
         self.actions = np.zeros((*shape, self.action_dim), dtype=self._maybe_cast_dtype(self.action_space.dtype))
         self.rewards = np.zeros(shape, dtype=np.float32)
@@ -136,8 +145,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             self._allocate()
         assert self._store is not None
         row = self.pos
-        self._store.add(row, obs, next_obs)
         self.actions[row] = np.reshape(action, (self.n_envs, self.action_dim))
+        self._store.add(row, obs, next_obs)
         self.rewards[row] = reward
         self.dones[row] = done
         if self.handle_timeout_termination:
