@@ -10,7 +10,8 @@ new absolute TD errors into priorities (|delta| + eps)^alpha, and write them bac
   trees in C++, float32, a sum and a minimum, and a maximum over all history;
 - the same three aggregates in binary NumPy trees, one array operation for each of their levels.
 
-They take turns in random order within one run, so a machine that slows down for a while slows all of them down.
+They take turns in random order within one run, so a machine that slows down for a while slows all of them down. With
+``--in-a-row 1`` each cycle finds the caches full of another contestant's data, as after a gradient step.
 """
 
 import argparse
@@ -135,22 +136,24 @@ def torchrl(errors: FloatArray, batch: int) -> Contestant:
     return Contestant(TORCHRL, cycle, lambda e: torch.from_numpy(e).float())
 
 
-def measure(contestants: list[Contestant], batch: int, repeats: int) -> dict[str, FloatArray]:
+def measure(contestants: list[Contestant], batch: int, repeats: int, in_a_row: int) -> dict[str, FloatArray]:
     """
-    :return: for each contestant the microseconds of every cycle, shape (repeats,)
+    :return: for each contestant the microseconds of every cycle, shape (repeats rounded up to whole turns,)
     """
     rng = np.random.default_rng(2)
-    microseconds = {contestant.name: np.empty(repeats) for contestant in contestants}
-    for repeat in range(-repeats // 10, repeats):  # the negative ones warm up
-        for turn in rng.permutation(len(contestants)):
-            name, cycle, convert = contestants[turn]
-            errors = convert(rng.exponential(size=batch))
-            start = time.perf_counter_ns()
-            cycle(errors)
-            elapsed = time.perf_counter_ns() - start
-            if repeat >= 0:
-                microseconds[name][repeat] = elapsed / 1000
-    return microseconds
+    microseconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    turns = -(-repeats // in_a_row)
+    for turn in range(-(turns // 10 + 1), turns):  # the negative ones warm up
+        for next_one in rng.permutation(len(contestants)):
+            name, cycle, convert = contestants[next_one]
+            for _ in range(in_a_row):
+                errors = convert(rng.exponential(size=batch))
+                start = time.perf_counter_ns()
+                cycle(errors)
+                elapsed = time.perf_counter_ns() - start
+                if turn >= 0:
+                    microseconds[name].append(elapsed / 1000)
+    return {name: np.array(times) for name, times in microseconds.items()}
 
 
 def machine() -> str:
@@ -185,6 +188,7 @@ def main() -> None:
     parser.add_argument("--slots", type=positive, default=2**20, help="stored transitions (default %(default)s)")
     parser.add_argument("--batch", type=positive, default=32, help="transitions in a batch (default %(default)s)")
     parser.add_argument("--repeats", type=positive, default=5000, help="cycles for each (default %(default)s)")
+    parser.add_argument("--in-a-row", type=positive, default=100, help="cycles in a turn (default %(default)s)")
     parser.add_argument("--fan-outs", type=int, nargs="*", default=[], help="try our sum tree with these as well")
     args = parser.parse_args()
 
@@ -199,9 +203,11 @@ def main() -> None:
     except RuntimeError as error:  # its C++ part loads only beside the PyTorch version that it was compiled for
         absent = f"does not run beside this PyTorch: {error}"
     contestants.append(binary(errors, args.batch))
-    microseconds = measure(contestants, args.batch, args.repeats)
+    microseconds = measure(contestants, args.batch, args.repeats, args.in_a_row)
 
-    print(f"{args.slots} slots, batch {args.batch}, {args.repeats} cycles each in random order,")
+    print(
+        f"{args.slots} slots, batch {args.batch}, {args.repeats} cycles each in turns of {args.in_a_row} in random order,"
+    )
     print(f"{datetime.date.today().isoformat()}, {machine()}; {versions()}\n")
     print("| sample plus update | median µs | quartiles µs | times ours |")
     print("|---|---:|---:|---:|")

@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import AtariStepReturn
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
 gym.register_envs(ale_py)
+ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # AtariEnv does so too, but after the banner
 
 EVALUATION_EPSILON = 0.01
 # Five minutes at 60 frames a second, the limit of Mnih et al. (2015): a policy that never presses FIRE ends there.

@@ -296,7 +296,7 @@ def test_what_as_schedule_gives_is_picklable() -> None:
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"prioritized_replay_beta=.* outside \[0\.0, 1\.0\]"):
+    with pytest.raises(ValueError, match=r"prioritized_replay_beta=.* outside \[0, 1\]"):
         as_schedule(value, "prioritized_replay_beta")
 
 
