@@ -205,9 +205,8 @@ def main() -> None:
     contestants.append(binary(errors, args.batch))
     microseconds = measure(contestants, args.batch, args.repeats, args.in_a_row)
 
-    print(
-        f"{args.slots} slots, batch {args.batch}, {args.repeats} cycles each in turns of {args.in_a_row} in random order,"
-    )
+    print(f"{args.slots} slots, batch {args.batch}, {args.repeats} cycles each,")
+    print(f"in turns of {args.in_a_row} in random order, {os.environ.get('OMP_NUM_THREADS', 'all')} threads;")
     print(f"{datetime.date.today().isoformat()}, {machine()}; {versions()}\n")
     print("| sample plus update | median µs | quartiles µs | times ours |")
     print("|---|---:|---:|---:|")
