@@ -12,6 +12,7 @@ from torch import nn
 
 from sb3_per_dqn.policies import MlpPolicy
 
+SQUARE = 16  # pixels of a picture for a square of the grid
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 
 
@@ -34,7 +35,8 @@ def register_minatar() -> None:
 
 class ChannelFirst(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
     """
-    MinAtar's (10, 10, channels) grid as (channels, 10, 10), the order of PyTorch's convolutions.
+    MinAtar's (10, 10, channels) grid as (channels, 10, 10), the order of PyTorch's convolutions, and its pictures as
+    bytes that a video can hold: MinAtar paints one pixel for a square, in fractions of 1.
 
     :param env: an environment with a three-dimensional Box observation, channels last
     """
@@ -56,6 +58,16 @@ class ChannelFirst(gym.ObservationWrapper[np.ndarray, int, np.ndarray]):
         :return: shape (channels, height, width), contiguous
         """
         return np.ascontiguousarray(np.moveaxis(observation, -1, 0))
+
+    def render(self) -> Any:
+        """
+        :return: in mode ``rgb_array``, shape (10 SQUARE, 10 SQUARE, 3), uint8; else as the environment does
+        """
+        picture = self.env.render()
+        if self.render_mode != "rgb_array":
+            return picture
+        colours = np.rint(255 * np.asarray(picture)).astype(np.uint8)
+        return colours.repeat(SQUARE, axis=0).repeat(SQUARE, axis=1)
 
 
 class MinAtarCNN(BaseFeaturesExtractor):

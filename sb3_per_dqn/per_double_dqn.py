@@ -192,7 +192,6 @@ class PerDoubleDQN(DQN):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        # Several environments may overshoot the last step; the schedule ends there
         buffer: Any = self.replay_buffer
         prioritized = isinstance(buffer, PrioritizedReplayBuffer)
         beta = self.beta_schedule(self._current_progress_remaining)

@@ -61,6 +61,19 @@ def test_registering_imports_nothing() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_pictures_can_be_seen() -> None:
+    raw = gym.make("MinAtar/Breakout-v0", render_mode="rgb_array")
+    env = ChannelFirst(raw)
+    env.reset(seed=0)
+    fractions, picture = np.asarray(raw.render()), env.render()
+    assert picture.dtype == np.uint8
+    assert picture.shape == (160, 160, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) >= 3  # paddle and bricks on the ground
+    for row, column in np.ndindex(10, 10):
+        square = picture[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+        assert (square == np.rint(255 * fractions[row, column])).all()
+
+
 @pytest.mark.parametrize(("version", "n_actions"), [("v0", 6), ("v1", 3)])
 def test_full_and_minimal_action_sets(version: str, n_actions: int) -> None:
     assert gym.make(f"MinAtar/Breakout-{version}").action_space == spaces.Discrete(n_actions)
