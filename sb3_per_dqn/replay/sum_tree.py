@@ -38,6 +38,16 @@ class BlockTree:
         blocks = -(-capacity // fan_out)
         self._leaves = np.full((blocks, fan_out), self._EMPTY)  # padded with empty slots
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._leaves.nbytes
+
+    @property
+    def values(self) -> FloatArray:
+        """All values, by slot, shape (capacity,); not to be written to."""
+        return self._leaves.reshape(-1)[: self.capacity]
+
     def __getitem__(self, indices: npt.ArrayLike) -> FloatArray:
         """
         Read values.
@@ -117,6 +127,10 @@ class SumTree(BlockTree):
         self._sums.append(np.zeros((1, nodes)))
 
     @property
+    def nbytes(self) -> int:
+        return super().nbytes + sum(sums.nbytes for sums in self._sums)
+
+    @property
     def total(self) -> float:
         """The sum of all values."""
         return float(np.add.reduce(self._sums[-1], axis=None))
@@ -183,6 +197,10 @@ class MaxTree(BlockTree):
         self._bounds = np.full(len(self._leaves), self._EMPTY)
 
     @property
+    def nbytes(self) -> int:
+        return super().nbytes + self._bounds.nbytes
+
+    @property
     def root(self) -> float:
         """The largest value; 0 if all slots are empty."""
         while True:
@@ -211,6 +229,10 @@ class MinTree(MaxTree):
     def root(self) -> float:
         """The smallest value above 0; infinity if all slots are empty."""
         return -super().root
+
+    @property
+    def values(self) -> FloatArray:
+        return np.where(np.isinf(super().values), 0.0, -super().values)
 
     def __getitem__(self, indices: npt.ArrayLike) -> FloatArray:
         values = -super().__getitem__(indices)
