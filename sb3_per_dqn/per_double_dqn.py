@@ -266,6 +266,30 @@ class PerDoubleDQN(DQN):
                 "Check the rewards; a smaller learning_rate or max_grad_norm may help."
             ) from error
 
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file (which may run code: load only what you trust).
+
+        :param path: path to the file, or an open file
+        :param truncate_last_traj: as in SB3, for ``HerReplayBuffer``
+        :raises ValueError: if the buffer holds another number of environments
+        """
+        before = self.replay_buffer
+        super().load_replay_buffer(path, truncate_last_traj)
+        buffer: Any = self.replay_buffer
+        if buffer.n_envs != self.n_envs:
+            self.replay_buffer = before
+            raise ValueError(f"path={path}: a buffer of {buffer.n_envs} environments, and the model has {self.n_envs}.")
+        if isinstance(buffer, PrioritizedReplayBuffer) and isinstance(before, PrioritizedReplayBuffer):
+            names = ("alpha", "eps", "n_steps", "gamma")
+            other = [
+                f"{name}={getattr(buffer, name)}" for name in names if getattr(buffer, name) != getattr(before, name)
+            ]
+            if other:
+                warnings.warn(
+                    f"The loaded replay buffer keeps {', '.join(other)}, which differs from the model.", stacklevel=2
+                )
+
     def dump_logs(self) -> None:
         if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
             for name, value in self.replay_buffer.statistics().items():

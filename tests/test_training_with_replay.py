@@ -160,7 +160,7 @@ def test_targets_discount_by_what_was_summed() -> None:
 
 
 def test_the_returns_of_a_run_are_those_of_its_rewards() -> None:
-    """TRAPS 18, 19: two environments, terminations, time limits; the rewards count the steps and so tell what was summed."""
+    """TRAPS 18, 19: two environments, terminations, time limits; the rewards count steps, and so tell what was summed."""
     model = make(corridor(), n_steps=3, learning_starts=1000, buffer_size=1000)
     model.learn(200)
     serials, transitions = every_slot(buffer_of(model))
@@ -201,6 +201,20 @@ def test_no_break_where_learning_goes_on() -> None:
     serials, transitions = every_slot(buffer_of(model))
     assert sorted(serials) == list(range(8))
     assert th.allclose(transitions.discounts, th.full((8, 1), GAMMA**3))
+
+
+def test_a_loaded_buffer_that_differs_from_the_model_is_named(tmp_path: Path) -> None:
+    model = make(corridor(), n_steps=3, prioritized_replay_alpha=0.4)
+    model.learn(20)
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = make(corridor())
+    with pytest.warns(UserWarning, match="keeps alpha=0.4, n_steps=3, which differs from the model"):
+        other.load_replay_buffer(tmp_path / "buffer")
+    single = make(make_vec_env(Corridor, 1))
+    before = single.replay_buffer
+    with pytest.raises(ValueError, match="a buffer of 2 environments, and the model has 1"):
+        single.load_replay_buffer(tmp_path / "buffer")
+    assert single.replay_buffer is before
 
 
 # -------------------------------------------------------------------------------------------------------------- frames
