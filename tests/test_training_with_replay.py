@@ -160,7 +160,7 @@ def test_targets_discount_by_what_was_summed() -> None:
 
 
 def test_the_returns_of_a_run_are_those_of_its_rewards() -> None:
-    """TRAPS 18, 19: two environments, terminations, time limits; the rewards count steps, and so tell what was summed."""
+    """TRAPS 18, 19: several environments, terminations, time limits; rewards count steps, and tell what is summed."""
     model = make(corridor(), n_steps=3, learning_starts=1000, buffer_size=1000)
     model.learn(200)
     serials, transitions = every_slot(buffer_of(model))
