@@ -229,7 +229,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             self._set_priorities(new, 0.0)
         self._waiting += 1
         self._enter(self._complete_windows(ends=done))
-        self._learned_priorities[new] = 0.0
+        self._learned_priorities.write(new, 0.0)
 
     def _allocate(self) -> None:
         shape = (self.buffer_size, self.n_envs)
@@ -329,7 +329,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             raise IndexError(f"indices={indices} names a transition whose n-step window is not complete yet.")
         priorities = (errors[stored] + self.eps) ** self.alpha
         self._set_priorities(slots, priorities)
-        self._learned_priorities[slots] = priorities
+        self._learned_priorities.write(slots, priorities)
 
     def statistics(self) -> dict[str, float]:
         """
@@ -344,7 +344,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     def _set_priorities(self, slots: IntArray, priorities: npt.NDArray[np.float64] | float) -> None:
         self._priorities[slots] = priorities
-        self._smallest_priority[slots] = priorities
+        self._smallest_priority.write(slots, priorities)
 
     def _importance_sampling_weights(self, slots: IntArray, beta: float) -> npt.NDArray[np.float32]:
         """

@@ -68,9 +68,15 @@ class BlockTree:
         :raises ValueError: if a value is out of range, or if there is not one for each slot
         """
         slots = self._checked_slots(indices)
-        self._write(slots, self._checked_values(values, slots))
+        self.write(slots, self._checked_values(values, slots))
 
-    def _write(self, slots: IntArray, values: FloatArray) -> None:
+    def write(self, slots: IntArray, values: FloatArray | float) -> None:
+        """
+        Write values without a check, where another tree has checked them already.
+
+        :param slots: as for ``tree[slots] = values``, int64
+        :param values: likewise, float64
+        """
         self._leaves.reshape(-1)[slots] = values
 
     def _checked_slots(self, indices: npt.ArrayLike) -> IntArray:
@@ -169,8 +175,8 @@ class SumTree(BlockTree):
             nodes = nodes * self.fan_out + children
         return nodes.reshape(targets.shape)
 
-    def _write(self, slots: IntArray, values: FloatArray) -> None:
-        super()._write(slots, values)
+    def write(self, slots: IntArray, values: FloatArray | float) -> None:
+        super().write(slots, values)
         nodes, below = slots, self._leaves
         for sums in self._sums:
             nodes = nodes // self.fan_out
@@ -210,8 +216,8 @@ class MaxTree(BlockTree):
                 return float(largest)
             self._bounds[block] = largest
 
-    def _write(self, slots: IntArray, values: FloatArray) -> None:
-        super()._write(slots, values)
+    def write(self, slots: IntArray, values: FloatArray | float) -> None:
+        super().write(slots, values)
         np.maximum.at(self._bounds, slots // self.fan_out, values)
 
 
@@ -238,5 +244,5 @@ class MinTree(MaxTree):
         values = -super().__getitem__(indices)
         return np.where(np.isinf(values), 0.0, values)
 
-    def _write(self, slots: IntArray, values: FloatArray) -> None:
-        super()._write(slots, np.where(values > 0, -values, self._EMPTY))
+    def write(self, slots: IntArray, values: FloatArray | float) -> None:
+        super().write(slots, np.where(np.greater(values, 0), np.negative(values), self._EMPTY))
