@@ -280,15 +280,14 @@ class PerDoubleDQN(DQN):
         if buffer.n_envs != self.n_envs:
             self.replay_buffer = before
             raise ValueError(f"path={path}: a buffer of {buffer.n_envs} environments, and the model has {self.n_envs}.")
-        if isinstance(buffer, PrioritizedReplayBuffer) and isinstance(before, PrioritizedReplayBuffer):
-            names = ("alpha", "eps", "n_steps", "gamma")
-            other = [
-                f"{name}={getattr(buffer, name)}" for name in names if getattr(buffer, name) != getattr(before, name)
-            ]
-            if other:
-                warnings.warn(
-                    f"The loaded replay buffer keeps {', '.join(other)}, which differs from the model.", stacklevel=2
-                )
+        if isinstance(buffer, PrioritizedReplayBuffer):
+            buffer.end_segments()  # what the environments do next does not follow what is stored
+        names = ("alpha", "eps", "n_steps", "gamma") if isinstance(before, PrioritizedReplayBuffer) else ()
+        theirs = {name: getattr(buffer, name, None) for name in names}
+        other = [f"{name}={value}" for name, value in theirs.items() if value != getattr(before, name)]
+        if type(buffer) is not type(before) or other:
+            kept = ", ".join([type(buffer).__name__, *other])
+            warnings.warn(f"The loaded replay buffer differs from the model's: it stays {kept}.", stacklevel=2)
 
     def dump_logs(self) -> None:
         if isinstance(self.replay_buffer, PrioritizedReplayBuffer):

@@ -78,6 +78,28 @@ class ImageStream(StackStream):
         return self.step()
 
 
+class LateStream(StackStream):
+    """A still picture for a while; then stacks of frames of two or more thicknesses; perhaps images at last."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.picture = np.full(self.space.shape, 7, self.dtype)
+        self.steps = 0
+        self.still, self.until = self.rng.integers(0, 40), self.rng.integers(20, 90)
+
+    def step(self) -> np.ndarray:
+        self.steps += 1
+        if self.steps > self.until:
+            self.picture = self.rng.integers(0, 100, self.space.shape).astype(self.dtype)
+        elif self.steps > self.still:
+            newest = self.rng.integers(0, 100, self.shape).astype(self.dtype)
+            kept = np.delete(self.picture, np.arange(self.shape[self.axis]), axis=self.axis)
+            self.picture = np.concatenate([kept, newest], axis=self.axis)
+        return self.picture.copy()
+
+    reset = step
+
+
 class VectorStream(StackStream):
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from sb3_per_dqn.replay import observation_store
 from sb3_per_dqn.replay.frame_store import FrameLayout, FrameStore, bits, frame_layouts
 from sb3_per_dqn.replay.observation_store import ArrayStore, DictStore, make_observation_store
 from tests.naive_replay import StackStream
@@ -29,8 +30,7 @@ def add(
 
 
 def read(store: Any, step: int) -> Any:
-    steps = np.full(N_ENVS, step)
-    return store.get(steps, steps, np.arange(N_ENVS))
+    return store.get(np.full(N_ENVS, step), np.arange(N_ENVS))
 
 
 def assert_holds(store: Any, step: int, obs: Any, next_obs: Any) -> None:
@@ -127,7 +127,7 @@ def test_images_are_kept_whole_from_the_first_step() -> None:
     assert_holds(store, 0, obs, next_obs)
 
 
-def test_what_still_pictures_seemed_to_be_is_corrected() -> None:
+def test_what_still_pictures_seemed_to_be_is_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blank at first, then stacks of three-channel frames, at last none at all: nothing stored is lost on the way."""
     space = spaces.Box(0, 255, (12, 14, 13), dtype=np.uint8)
     store: Any = make_observation_store(20, N_ENVS, space)
@@ -144,7 +144,9 @@ def test_what_still_pictures_seemed_to_be_is_corrected() -> None:
     for step, (obs, next_obs) in enumerate(steps):
         assert_holds(store, step, obs, next_obs)
     steps.append((images(12, 14, 13, seed=8), images(12, 14, 13, seed=9)))
-    add(store, 8, *steps[-1])
+    monkeypatch.setattr(observation_store, "WORTH_A_WARNING", 0)
+    with pytest.warns(UserWarning, match=r"^At step 8 an observation is no sliding stack.* GB more"):
+        add(store, 8, *steps[-1])
     assert isinstance(store._store, ArrayStore)
     for step, (obs, next_obs) in enumerate(steps):
         assert_holds(store, step, obs, next_obs)
@@ -285,3 +287,44 @@ def test_nothing_piles_up() -> None:
         sizes.append((len(store._store._older_frames), len(store._store._last_frame)))
     assert max(older for older, _ in sizes) <= 14 * N_ENVS
     assert max(last for _, last in sizes) == 13 * N_ENVS
+
+
+def test_bytes_of_compressed_frames() -> None:
+    """What is counted is what there is, also after the ring has wrapped; the estimate is that of a full ring."""
+    parts = streams((1, 20, 20), 0, 4)
+    store: Any = make_observation_store(29, N_ENVS, parts[0].space, compress=True)
+    full = []
+    obs = np.stack([stream.reset() for stream in parts])
+    for step in range(100):
+        next_obs = slide(parts)
+        add(store, step, obs, next_obs, follows=ALL if step else NONE)
+        obs = next_obs
+        full.append(store.full_nbytes)
+    frames = store._store._frames
+    assert frames.rows == 48  # 29 rows and 4 of history in groups of 8, and a group to spare
+    codes = sum(len(code) + 57 for code in frames._codes.ravel())
+    assert frames.nbytes == codes + N_ENVS * 8 * 400
+    assert store.nbytes == frames.nbytes + 2 * 29 * N_ENVS + sum(
+        part.nbytes for part in store._store._older_frames.values()
+    )
+    assert store.full_nbytes == pytest.approx(frames.nbytes + 2 * 29 * N_ENVS)
+    assert full[0] < 0.5 * full[20]
+    assert full[20] == pytest.approx(full[-1], rel=0.3)
+
+
+def test_compression_that_has_no_effect_says_so() -> None:
+    store = make_observation_store(5, N_ENVS, ATARI, compress=True)
+    with pytest.warns(UserWarning, match="compress_frames=True is without effect: an observation is no sliding stack"):
+        add(store, 0, images(4, 84, 84), images(4, 84, 84, seed=1))
+
+
+def test_still_floats_are_handed_out_as_arrays_of_their_own() -> None:
+    """Networks work on floats as they are, and may do so in place."""
+    parts = streams((1, 6, 5), 0, 4, np.float32)
+    store: Any = make_observation_store(5, N_ENVS, parts[0].space)
+    add(store, 0, np.stack([stream.reset() for stream in parts]), slide(parts))
+    obs, next_obs = read(store, 0)
+    assert isinstance(store._store, FrameStore)
+    assert not np.shares_memory(obs, next_obs)
+    assert obs.flags.c_contiguous
+    assert next_obs.flags.c_contiguous

@@ -9,12 +9,11 @@ import math
 import pickle
 import tracemalloc
 from itertools import count
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -25,6 +24,9 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_per_dqn import PrioritizedReplayBuffer
+from sb3_per_dqn.replay import memory as memory_module
+from sb3_per_dqn.replay import prioritized_buffer
+from sb3_per_dqn.replay.memory import available_memory
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBufferSamples
 
 SOAK_OPERATIONS = 20_000
@@ -621,12 +623,12 @@ def test_a_copy_goes_on_as_the_original() -> None:
 
 
 def test_no_storage_before_the_first_transition() -> None:
-    """A million stacked Atari frames would be 56 GB; only the trees, some tens of bytes a slot, are there at once."""
+    """A million stacked Atari frames would be 56 GB."""
     frames = spaces.Box(0, 255, (4, 84, 84), dtype=np.uint8)
     tracemalloc.start()
     try:
         buffer = PrioritizedReplayBuffer(1_000_000, frames, spaces.Discrete(4), device="cpu", n_envs=8)
-        assert tracemalloc.get_traced_memory()[1] < 64e6
+        assert tracemalloc.get_traced_memory()[1] < 50_000
     finally:
         tracemalloc.stop()
     assert buffer.size() == 0
@@ -695,21 +697,107 @@ def test_every_tensor_of_a_batch_is_on_the_buffers_device(space: spaces.Space[An
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
+ZEROS = np.zeros((2, 2), dtype=np.float32)
+STEP: Any = (
+    ZEROS,
+    ZEROS + np.array([[1, 2], [3, 4]]),
+    np.zeros(2),
+    np.zeros(2),
+    np.zeros(2),
+    [{}, {}],
+)  # 32 bytes each
+
+
+def memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda: available)
+
+
 def test_memory_that_will_not_fit_is_refused_before_anything_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the size that would fit; a run that needs less than a full buffer is let through."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    buffer = PrioritizedReplayBuffer(2000, PAIR_SPACE, spaces.Discrete(2), "cpu", n_envs=2)  # 16 bytes each
-    obs = np.zeros((2, 2), dtype=np.float32)
-    step: Any = (obs, obs + np.array([[1, 2], [3, 4]]), np.zeros(2), np.zeros(2), np.zeros(2), [{}, {}])
-    message = r"^buffer_size=2000 needs 3.2e-05 GB of memory, of which 1e-06 GB are available: buffer_size=62 would fit"
+    """With a size that would fit; a run that needs less than a full buffer is let through."""
+    memory(monkeypatch, 1000)
+    buffer = pair_buffer(2000, 2)
+    message = r"^buffer_size=2000 needs 3.2e-05 GB of memory, of which 1e-06 GB are available: buffer_size=30 would fit"
     with pytest.raises(ValueError, match=message):
-        buffer.add(*step)
+        buffer.add(*STEP)
     with pytest.raises(ValueError, match=message):
         buffer.expect(2000)
     assert buffer.size() == 0
     assert not hasattr(buffer, "rewards")
     buffer.expect(60)
-    buffer.add(*step)
-    with pytest.raises(ValueError, match="buffer_size=64 would fit"):  # what is held already counts
-        buffer.expect(2000)
-    PrioritizedReplayBuffer(62, PAIR_SPACE, spaces.Discrete(2), "cpu", n_envs=2).add(*step)
+    buffer.add(*STEP)
+    pair_buffer(30, 2).add(*STEP)
+
+
+def test_memory_that_is_held_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a second run; and all of a loaded buffer is there, filled or not."""
+    memory(monkeypatch, 2000)
+    buffer = pair_buffer(200, 2)
+    buffer.expect(100)
+    for _ in range(50):
+        buffer.add(*STEP)
+    buffer.expect(100)
+    memory(monkeypatch, 1000)
+    with pytest.raises(ValueError, match=r"needs 1.6e-06 GB"):
+        buffer.expect(100)
+    pickle.loads(pickle.dumps(buffer)).expect(100)
+    for _ in range(50):
+        buffer.add(*STEP)
+    buffer.expect(10**6)
+
+
+def test_memory_is_asked_for_again_when_whole_arrays_become_necessary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored already is needed twice while it moves."""
+    memory(monkeypatch, 2000)
+    buffer = pair_buffer(200, 2)
+    buffer.expect(100)
+    for _ in range(10):  # as stacks of one number each
+        buffer.add(ZEROS, ZEROS, *STEP[2:])
+    memory(monkeypatch, 1500)
+    with pytest.raises(ValueError, match=r"needs 1.6e-06 GB"):
+        buffer.add(*STEP)
+    assert buffer.size() == 10
+    memory(monkeypatch, 1600)
+    buffer.add(*STEP)
+    assert buffer.size() == 11
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "CGROUP", tmp_path)
+    everything = available_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() == pytest.approx(everything, rel=0.2)
+    (tmp_path / "memory.max").write_text("9000\n")
+    (tmp_path / "memory.current").write_text("8000\n")
+    (tmp_path / "memory.stat").write_text("anon 7000\ninactive_file 500\nactive_file 100\n")
+    assert available_memory() == 1500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"single_frames": "no"}, "^single_frames='no' must be True, False or None"),
+        ({"compress_frames": "lz4"}, "^compress_frames='lz4' must be True or False"),
+        ({"compress_frames": True, "single_frames": False}, "^compress_frames=True compresses single frames"),
+        ({"n_steps": 0}, "^n_steps=0 must be a whole number"),
+        ({"n_steps": 2.5}, "^n_steps=2.5 must be a whole number"),
+        ({"gamma": 1.5}, r"^gamma=1.5 must be a number in \[0, 1\]"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pair_buffer(10, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("position", "wrong"),
+    [(2, np.array(["left", "right"])), (3, np.array(["much", "more"])), (3, np.zeros(3)), (5, [{}])],
+)
+def test_a_refused_step_leaves_no_trace(position: int, wrong: Any) -> None:
+    buffer = pair_buffer(10, 2)
+    buffer.add(*STEP)
+    before = pickle.dumps(buffer)
+    step = list(STEP)
+    step[position] = wrong
+    with pytest.raises(ValueError, match=r".+"):
+        buffer.add(*step)
+    assert pickle.dumps(buffer) == before

@@ -26,6 +26,7 @@ from tests.naive_replay import (
     DictStream,
     DiscreteStream,
     ImageStream,
+    LateStream,
     NaiveReplay,
     StackStream,
     Streams,
@@ -48,7 +49,7 @@ def make_stream(kind: str, shape: tuple[int, ...], axis: int, depth: int, dtype:
                 "v": VectorStream(rng),
             }
         )
-    kinds = {"frames": StackStream, "images": ImageStream}
+    kinds = {"frames": StackStream, "images": ImageStream, "late": LateStream}
     return kinds[kind](*stack) if kind in kinds else {"vector": VectorStream, "discrete": DiscreteStream}[kind](rng)
 
 
@@ -135,7 +136,7 @@ class ReplayMachine(RuleBasedStateMachine):
     """
 
     @initialize(
-        kind=st.sampled_from(["frames", "frames", "images", "dict", "vector", "discrete"]),
+        kind=st.sampled_from(["frames", "frames", "late", "images", "dict", "vector", "discrete"]),
         shape_and_axis=st.sampled_from(SHAPES),
         depth=st.integers(2, 5),
         dtype=st.sampled_from(DTYPES),
@@ -143,12 +144,12 @@ class ReplayMachine(RuleBasedStateMachine):
         rows=st.integers(4, 20),
         n_steps=st.integers(1, 4),
         alpha=st.sampled_from([0.0, 0.6, 1.0]),
-        single_frames=st.sampled_from([None, None, None, False]),
-        compress_frames=st.booleans(),
+        frames=st.sampled_from([{}, {"compress_frames": True}, {"single_frames": False}]),
         seed=st.integers(0, 2**31),
     )
-    def start(self, rows: int, n_envs: int, **kwargs: Any) -> None:
-        self.world = World(buffer_size=rows * n_envs, n_envs=n_envs, **kwargs)
+    def start(self, rows: int, n_envs: int, frames: dict[str, Any], **kwargs: Any) -> None:
+        self.world = World(buffer_size=rows * n_envs, n_envs=n_envs, **frames, **kwargs)
+        self.world.add()
 
     @rule(steps=st.integers(1, 5))
     def add(self, steps: int) -> None:
@@ -179,7 +180,7 @@ TestReplayMachine = ReplayMachine.TestCase
 TestReplayMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_soak(seed: int) -> None:
     """
     TRAPS 3, 21, 25: very many operations in random order, with hundreds of wraps, and nothing drifts. The environment's
@@ -187,13 +188,14 @@ def test_soak(seed: int) -> None:
     """
     configurations: list[dict[str, Any]] = [
         {"kind": "dict", "n_steps": 3, "buffer_size": 60, "n_envs": 4, "depth": 3, "dtype": np.float32},
-        {"kind": "frames", "n_steps": 3, "buffer_size": 96, "n_envs": 8, "compress_frames": True},
+        {"kind": "frames", "n_steps": 3, "buffer_size": 120, "n_envs": 8, "compress_frames": True},
         {"kind": "frames", "n_steps": 1, "buffer_size": 40, "n_envs": 2, "shape_and_axis": ((2, 2, 3), -1)},
+        {"kind": "frames", "n_steps": 2, "buffer_size": 40, "n_envs": 2, "depth": 2, "dtype": np.float64},
     ]
     world = World(**configurations[seed], seed=seed)
     indices = np.zeros(0, dtype=np.int64)
     world.add()
-    for _ in range(SOAK_OPERATIONS // 3):
+    for _ in range(SOAK_OPERATIONS // 4):
         choice = world.rng.integers(100)
         if choice < 45:
             world.add()
@@ -210,6 +212,19 @@ def test_soak(seed: int) -> None:
     world.check_every_slot()
     assert world.naive.added > 50 * world.buffer.capacity or SOAK_OPERATIONS < 10_000
     assert world.buffer._priorities.total == pytest.approx(world.buffer._priorities.values.sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("frames", [{}, {"compress_frames": True}])
+def test_a_layout_is_left_at_any_time(seed: int, frames: dict[str, Any]) -> None:
+    """Also after the ring has wrapped, and in the middle of a group of compressed frames."""
+    rng = np.random.default_rng(seed)
+    rows, n_envs, depth = (int(rng.integers(*bounds)) for bounds in ((1, 20), (1, 4), (2, 5)))
+    shape = SHAPES[rng.integers(len(SHAPES))]
+    world = World("late", shape, depth, n_envs=n_envs, buffer_size=rows * n_envs, seed=seed, **frames)
+    for _ in range(100):
+        world.add()
+        world.check_every_slot()
 
 
 @given(

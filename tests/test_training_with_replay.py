@@ -4,22 +4,22 @@ import csv
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation, TimeLimit
+from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from sb3_per_dqn import PerDoubleDQN, PrioritizedReplayBuffer, make_atari_vec_env
+from sb3_per_dqn.replay import prioritized_buffer
 from sb3_per_dqn.replay.frame_store import FrameStore
 from sb3_per_dqn.replay.observation_store import ArrayStore
 from sb3_per_dqn.replay.statistics import DrawStatistics, priority_statistics
@@ -177,14 +177,18 @@ def test_the_returns_of_a_run_are_those_of_its_rewards() -> None:
     ]
 
 
-@pytest.mark.parametrize("how", ["learn again", "callback", "set_env"])
-def test_nothing_crosses_a_break(how: str) -> None:
+@pytest.mark.parametrize("how", ["learn again", "callback", "set_env", "load"])
+def test_nothing_crosses_a_break(how: str, tmp_path: Path) -> None:
     """TRAPS 18: where the observation cannot tell, as it is always the same, the algorithm does."""
     model = make(corridor(), n_steps=3, learning_starts=1000)
     model.learn(8, callback=Stop(4) if how == "callback" else None)
     steps = buffer_of(model).pos
     if how == "set_env":
         model.set_env(corridor())
+    if how == "load":
+        model.save_replay_buffer(tmp_path / "buffer")
+        model.learn(2, reset_num_timesteps=False)
+        model.load_replay_buffer(tmp_path / "buffer")
     model.learn(8, reset_num_timesteps=how == "learn again")
     serials, transitions = every_slot(buffer_of(model))
     lengths = dict(zip(serials.tolist(), np.log(transitions.discounts.numpy().ravel()) / np.log(GAMMA), strict=True))
@@ -208,8 +212,12 @@ def test_a_loaded_buffer_that_differs_from_the_model_is_named(tmp_path: Path) ->
     model.learn(20)
     model.save_replay_buffer(tmp_path / "buffer")
     other = make(corridor())
-    with pytest.warns(UserWarning, match="keeps alpha=0.4, n_steps=3, which differs from the model"):
+    with pytest.warns(UserWarning, match="differs.*PrioritizedReplayBuffer, alpha=0.4, n_steps=3"):
         other.load_replay_buffer(tmp_path / "buffer")
+    theirs = DQN("MlpPolicy", corridor(), buffer_size=50, device="cpu")
+    theirs.save_replay_buffer(tmp_path / "theirs")
+    with pytest.warns(UserWarning, match="differs.* ReplayBuffer, alpha=None"):
+        other.load_replay_buffer(tmp_path / "theirs")
     single = make(make_vec_env(Corridor, 1))
     before = single.replay_buffer
     with pytest.raises(ValueError, match="a buffer of 2 environments, and the model has 1"):
@@ -326,7 +334,7 @@ def test_every_slot_of_a_breakout_run(compress_frames: bool) -> None:
 
 
 def test_memory_that_will_not_fit_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**6))
+    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda: 10**6)
     model = make(stacked_frames(), "CnnPolicy", buffer_size=90_000)
     with pytest.raises(ValueError, match=r"^buffer_size=90000 needs 0.117 GB of memory.*buffer_size=7\d\d would fit"):
         model.learn(10**6)
@@ -336,7 +344,7 @@ def test_memory_that_will_not_fit_is_refused_before_the_first_step(monkeypatch: 
 
 def test_a_fallback_that_will_not_fit_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """As stacks of three it would fit; what the first step shows to be whole pictures does not."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * 10**6))
+    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda: 3 * 10**6)
     model = make(make_vec_env(lambda: Frames((36, 36, 3)), 2, seed=0), "CnnPolicy", buffer_size=1000)
     with pytest.raises(ValueError, match=r"^buffer_size=1000 needs 0.00778 GB of memory"):
         model.learn(1000)

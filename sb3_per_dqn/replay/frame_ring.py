@@ -13,7 +13,10 @@ CODE_OVERHEAD = 57  # bytes of a Python object, of its place in an array, and of
 
 
 class FrameRing(Protocol):
-    """The rows are written in their order, round and round; the last one may be written again before the next."""
+    """
+    The rows are written in their order, round and round; the last one may be written again before the next. The first
+    one to be written, which may be any, is rewritten.
+    """
 
     rows: int
 
@@ -127,6 +130,7 @@ class CompressedFrames:
             self._code_nbytes += len(codes[env]) + CODE_OVERHEAD
 
     def rewrite(self, row: int, env: int, frame: Array) -> None:
+        self._open_group = row // GROUP
         self._open[env, row % GROUP] = frame
 
     def read(self, rows: Array, envs: Array) -> Array:

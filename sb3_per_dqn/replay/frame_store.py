@@ -51,9 +51,21 @@ class FrameLayout:
         :param next_obs: observations after it, likewise
         :return: where the older frames of one are not the newer frames of the other, bit by bit; shape (n,)
         """
-        before, after = bits(self.split(obs))[:, 1:], bits(self.split(next_obs))[:, :-1]
-        jumps: Array = (before != after).any(axis=tuple(range(1, before.ndim)))
-        return jumps
+        before, after = self._stack_last(obs), self._stack_last(next_obs)
+        size = before.shape[-1]
+        frame = size // self.depth
+        if before.flags.c_contiguous and after.flags.c_contiguous:
+            # Pixel by pixel, as VecFrameStack has them: one long comparison beats many of depth - 1 numbers
+            differs: Array = np.empty((len(obs), before[0].size // size, size), dtype=bool)
+            flat = differs.reshape(-1)
+            np.not_equal(bits(before).reshape(-1)[frame:], bits(after).reshape(-1)[:-frame], out=flat[:-frame])
+            differs[:, :, -frame:] = False  # where the newest frame stood beside the next pixel's oldest
+        else:
+            differs = bits(self.split(obs))[:, 1:] != bits(self.split(next_obs))[:, :-1]
+        return any_of_each(differs)
+
+    def _stack_last(self, observations: Array) -> Array:
+        return np.moveaxis(observations, 1, -1) if self.axis == 0 else observations
 
 
 def frame_layouts(space: spaces.Space[Any]) -> list[FrameLayout]:
@@ -79,6 +91,14 @@ def bits(array: Array) -> Array:
     :return: floating-point ones as unsigned integers of the same bits, so that NaN equals itself and 0.0 is not -0.0
     """
     return array.view(f"u{array.dtype.itemsize}") if array.dtype in (np.float16, np.float32, np.float64) else array
+
+
+def any_of_each(array: Array) -> Array:
+    """
+    :param array: booleans, shape (n, ...)
+    :return: whether any is true, for each of the n; shape (n,)
+    """
+    return np.asarray(array.any(axis=tuple(range(1, array.ndim))))
 
 
 class FrameStore:
@@ -185,14 +205,15 @@ class FrameStore:
     def _serial(self, step: int, env: int) -> int:
         return int(step * self._n_envs + env)
 
-    def get(self, steps: Array, last_steps: Array, envs: Array) -> tuple[Array, Array]:
+    def get(self, steps: Array, envs: Array, last_steps: Array | None = None) -> tuple[Array, Array]:
         depth = self.layout.depth
-        if steps is last_steps:
-            # Both stacks are parts of one block, which costs 5 frames instead of 8
+        if last_steps is None and self._blank.dtype == np.uint8:
+            # Both stacks are parts of one block, which costs 5 frames instead of 8. Networks make floats of bytes, so
+            # none gets to see that the two overlap; other dtypes are handed out as arrays of their own
             block = self._block(steps, envs, np.arange(1 - depth, 2))
             return self.layout.join(block[:, :-1]), self.layout.join(block[:, 1:])
         obs = self._block(steps, envs, np.arange(1 - depth, 1))
-        next_obs = self._block(last_steps, envs, np.arange(2 - depth, 2))
+        next_obs = self._block(steps if last_steps is None else last_steps, envs, np.arange(2 - depth, 2))
         return self.layout.join(obs), self.layout.join(next_obs)
 
     def _block(self, steps: Array, envs: Array, offsets: Array) -> Array:
@@ -226,4 +247,4 @@ class FrameStore:
         oldest = max(self._steps - self._rows, 0)
         for step in range(oldest, self._steps):
             steps, row = np.full(self._n_envs, step), step % self._rows
-            yield step, *self.get(steps, steps, envs), (self._ages[row] > 0) & (step > oldest), self._uses_next[row]
+            yield step, *self.get(steps, envs), (self._ages[row] > 0) & (step > oldest), self._uses_next[row]

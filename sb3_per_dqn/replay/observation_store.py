@@ -1,6 +1,7 @@
 """Where a replay buffer keeps its observations: each whole, one copy of each frame, or a dict of such stores."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
 
@@ -10,9 +11,11 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
 from sb3_per_dqn.replay.frame_ring import Array
-from sb3_per_dqn.replay.frame_store import FrameLayout, FrameStore, bits, frame_layouts
+from sb3_per_dqn.replay.frame_store import FrameLayout, FrameStore, any_of_each, bits, frame_layouts
 
 Observations: TypeAlias = Array | dict[str, Array]
+
+WORTH_A_WARNING = 10**8  # bytes that whole arrays take more
 
 
 class ObservationStore(Protocol):
@@ -28,12 +31,16 @@ class ObservationStore(Protocol):
         """Bytes that it takes when full, by what is known so far; ``prepare`` and ``add`` may change this."""
 
     @property
+    def moves(self) -> bool:
+        """Whether the next ``add`` moves all that is stored to another layout."""
+
+    @property
     def nbytes(self) -> int:
         """Bytes held (reserved, before the ring is full)."""
 
     def prepare(self, step: int, obs: Any, next_obs: Any, uses_next: Array) -> Array:
         """
-        Find out how to store a step, and whether it may be stored. Writes nothing and allocates nothing.
+        Find out how to store a step, and whether it may be stored. Stores nothing and allocates nothing.
 
         :param step: number of the step
         :param obs: observations before the step, shape (n_envs, \\*obs_shape), or a dict of such
@@ -54,13 +61,13 @@ class ObservationStore(Protocol):
         :param uses_next: whether the next observation will be bootstrapped from, shape (n_envs,)
         """
 
-    def get(self, steps: Array, last_steps: Array, envs: Array) -> tuple[Observations, Observations]:
+    def get(self, steps: Array, envs: Array, last_steps: Array | None = None) -> tuple[Observations, Observations]:
         """
         :param steps: numbers of stored steps, shape (batch,)
-        :param last_steps: last steps of the n-step windows that begin there; the same array if n is 1
         :param envs: environment in each of these steps, shape (batch,)
+        :param last_steps: last steps of the n-step windows that begin there, shape (batch,); ``None`` if n is 1
         :return: the observations before ``steps`` and after ``last_steps``, shape (batch, \\*obs_shape), or dicts of
-            such; the two may share memory with each other, but not with the store
+            such. No part of the store; bytes (uint8) of the two may share memory with each other
         """
 
 
@@ -96,8 +103,9 @@ class ArrayStore:
         self._observations[step % self._rows] = obs
         self._next_observations[step % self._rows] = next_obs
 
-    def get(self, steps: Array, last_steps: Array, envs: Array) -> tuple[Array, Array]:
-        return self._observations[steps % self._rows, envs], self._next_observations[last_steps % self._rows, envs]
+    def get(self, steps: Array, envs: Array, last_steps: Array | None = None) -> tuple[Array, Array]:
+        last_rows = (steps if last_steps is None else last_steps) % self._rows
+        return self._observations[steps % self._rows, envs], self._next_observations[last_rows, envs]
 
 
 class AdaptiveStore:
@@ -152,6 +160,10 @@ class AdaptiveStore:
         return FrameStore.nbytes_of(*self._size, self._layout, self._compress)
 
     @property
+    def moves(self) -> bool:
+        return self._store is not None and self._store.layout != self._layout
+
+    @property
     def nbytes(self) -> int:
         return 0 if self._store is None else self._store.nbytes
 
@@ -169,23 +181,37 @@ class AdaptiveStore:
                 "is no sliding stack of frames (the next one must repeat all of its frames but the oldest): "
                 "pass single_frames=None to keep whole arrays in such a case."
             )
+        if self._layouts and not layouts:
+            self._warn_of_whole_arrays(step)
         self._layouts = layouts
         if self._last_next_obs is None:
             return np.zeros(len(obs), dtype=bool)
-        differs = bits(obs) != bits(self._last_next_obs)
-        follows: Array = ~differs.reshape(len(obs), -1).any(axis=1)
+        follows: Array = ~any_of_each(bits(obs) != bits(self._last_next_obs))
         return follows
 
+    def _warn_of_whole_arrays(self, step: int) -> None:
+        more = ArrayStore.nbytes_of(*self._size) - self.full_nbytes
+        if self._store is not None and more >= WORTH_A_WARNING:
+            warnings.warn(
+                f"At step {step} an {self._name} is no sliding stack of frames any more: from now on they are kept "
+                f"whole, which takes {more / 1e9:.3g} GB more.",
+                stacklevel=4,
+            )
+        elif self._store is None and self._compress:
+            warnings.warn(
+                f"compress_frames=True is without effect: an {self._name} is no sliding stack of frames.", stacklevel=4
+            )
+
     def add(self, step: int, obs: Any, next_obs: Any, follows: Array, uses_next: Array) -> None:
-        if self._store is None or self._store.layout != self._layout:
+        if self._store is None or self.moves:
             self._store = self._moved()
         obs, next_obs = self._arrays(obs, next_obs)
         self._store.add(step, obs, next_obs, follows, uses_next)
-        self._last_next_obs = next_obs.copy()
+        self._last_next_obs = np.copy(next_obs, order="K")  # in memory as given, and so soon compared
 
-    def get(self, steps: Array, last_steps: Array, envs: Array) -> tuple[Array, Array]:
+    def get(self, steps: Array, envs: Array, last_steps: Array | None = None) -> tuple[Array, Array]:
         assert self._store is not None
-        return self._store.get(steps, last_steps, envs)
+        return self._store.get(steps, envs, last_steps)
 
     def _arrays(self, *observations: Any) -> Iterator[Array]:
         _, n_envs, shape, dtype = self._size
@@ -237,6 +263,10 @@ class DictStore:
         return sum(store.full_nbytes for store in self._stores.values())
 
     @property
+    def moves(self) -> bool:
+        return any(store.moves for store in self._stores.values())
+
+    @property
     def nbytes(self) -> int:
         return sum(store.nbytes for store in self._stores.values())
 
@@ -251,8 +281,10 @@ class DictStore:
         for key, store in self._stores.items():
             store.add(step, obs[key], next_obs[key], follows, uses_next)
 
-    def get(self, steps: Array, last_steps: Array, envs: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        pairs = {key: store.get(steps, last_steps, envs) for key, store in self._stores.items()}
+    def get(
+        self, steps: Array, envs: Array, last_steps: Array | None = None
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        pairs = {key: store.get(steps, envs, last_steps) for key, store in self._stores.items()}
         return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}
 
 
@@ -275,7 +307,7 @@ def make_observation_store(
     :param space: any observation space that SB3's DQN takes
     :param single_frames: ``None`` keeps each frame once where observations prove to be sliding stacks, ``True`` demands
         it (of a Dict's entries: of those with three dimensions or more), ``False`` keeps whole arrays
-    :param compress: whether to compress single frames
+    :param compress: whether to compress single frames (of a Dict's entries: of the same)
     :return: an empty store
     :raises ValueError: if single frames are demanded of a space that has none
     """
@@ -287,7 +319,7 @@ def make_observation_store(
     demands = {key: None if single_frames and key not in images else single_frames for key in space.spaces}
     return DictStore(
         {
-            key: AdaptiveStore(rows, n_envs, part, demands[key], compress, name=f"observation[{key!r}]")
+            key: AdaptiveStore(rows, n_envs, part, demands[key], compress and key in images, f"observation[{key!r}]")
             for key, part in space.spaces.items()
         }
     )

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -14,6 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples, TensorDic
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_per_dqn.replay.frame_ring import lz4
+from sb3_per_dqn.replay.memory import available_memory
 from sb3_per_dqn.replay.observation_store import Observations, make_observation_store
 from sb3_per_dqn.replay.statistics import DrawStatistics, priority_statistics
 from sb3_per_dqn.replay.sum_tree import MaxTree, MinTree, SumTree
@@ -94,6 +94,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             )
         check_priority_arguments(alpha, eps)
         check_n_step_arguments(n_steps, gamma)
+        check_frame_arguments(single_frames, compress_frames)
         # Past ReplayBuffer's constructor, which would allocate the observations (as SB3's DictReplayBuffer does)
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
@@ -104,8 +105,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self.n_steps = n_steps
         self.gamma = gamma
         self.single_frames = single_frames
-        self.compress_frames = compress_frames
         self._steps = 0  # rows ever added
+        self._action_dtype = self._maybe_cast_dtype(action_space.dtype)
+        self.compress_frames = compress_frames
         self.reset()
 
     @property
@@ -116,19 +118,19 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     @property
     def max_priority(self) -> float:
         """(|delta| + eps)^alpha with which the next transition enters."""
-        return self._learned_priorities.root or self._last_max_priority
+        return (self._steps > 0 and self._learned_priorities.root) or self._last_max_priority
 
     @property
     def drawable(self) -> bool:
         """Whether there is a transition to draw: one whose n-step window is complete."""
-        return self._priorities.total > 0
+        return self._steps > 0 and self._priorities.total > 0
 
     @property
     def nbytes(self) -> int:
         """Bytes held (reserved, before the buffer is full)."""
-        trees = self._priorities.nbytes + self._smallest_priority.nbytes + self._learned_priorities.nbytes
         if self._steps == 0:
-            return trees
+            return 0
+        trees = self._priorities.nbytes + self._smallest_priority.nbytes + self._learned_priorities.nbytes
         transitions = self.actions.nbytes + self.rewards.nbytes + self.dones.nbytes + self.timeouts.nbytes
         return trees + transitions + self._store.nbytes
 
@@ -151,16 +153,21 @@ class PrioritizedReplayBuffer(ReplayBuffer):
                 f"n_steps={self.n_steps}: make the buffer larger."
             )
         a_step = self._store.full_nbytes / self.buffer_size
-        held = self._store.nbytes * min(self._steps / self.buffer_size, 1.0)  # the arrays grow as they are filled
-        needed = a_step * min(self._last_step, self.buffer_size) - held
-        available = psutil.virtual_memory().available
-        if needed > available:
-            fits = int((available + held) / a_step) * self.n_envs
+        # Arrays grow as they are filled; those of a loaded buffer are there already
+        there = 0 if self._store.moves else self.buffer_size if self._is_loaded else self._steps
+        steps = max(min(self._last_step, self.buffer_size) - min(there, self.buffer_size), 0)
+        available = available_memory()
+        if steps * a_step > available:
+            fits = max(int(available / a_step) + min(there, self.buffer_size) - 16, 0) * self.n_envs
             raise ValueError(
-                f"buffer_size={self.capacity} needs {needed / 1e9:.3g} GB of memory, of which {available / 1e9:.3g} GB "
-                f"are available: buffer_size={fits} would fit."
+                f"buffer_size={self.capacity} needs {steps * a_step / 1e9:.3g} GB of memory, of which "
+                f"{available / 1e9:.3g} GB are available: buffer_size={fits} would fit."
             )
         self._checked_nbytes = self._store.full_nbytes
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._is_loaded = not self.compress_frames
 
     def reset(self) -> None:
         """Forget all transitions and priorities."""
@@ -169,15 +176,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             self.buffer_size, self.n_envs, self.observation_space, self.single_frames, self.compress_frames
         )
         self._last_step = math.inf  # that is expected
-        self._checked_nbytes = 0
+        self._checked_nbytes = 0.0
+        self._is_loaded = False
         self._steps = 0  # rows ever added
         self._open = np.zeros(self.n_envs, dtype=bool)  # whether the next observation may follow the last one
         self._waiting = np.zeros(self.n_envs, dtype=np.int64)  # newest rows whose n-step windows are not complete
         self._last_max_priority = 1.0  # for when nothing stored was learned from
         self._draws = DrawStatistics()
-        self._priorities = SumTree(self.capacity)  # p_i^alpha
-        self._smallest_priority = MinTree(self.capacity)
-        self._learned_priorities = MaxTree(self.capacity)  # p_i^alpha, 0 where nothing was learned from the transition
 
     def add(
         self,
@@ -200,8 +205,12 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         :param infos: one dict per environment; ``TimeLimit.truncated`` tells a time limit from an end
         :raises ValueError: if the observations do not fit the space, the memory or ``single_frames``; nothing is stored
         """
-        action = np.reshape(action, (self.n_envs, self.action_dim))
-        reward, done = np.reshape(reward, self.n_envs), np.reshape(done, self.n_envs).astype(bool)
+        # All of it is looked at before anything is written
+        action = np.reshape(action, (self.n_envs, self.action_dim)).astype(self._action_dtype)
+        reward = np.reshape(reward, self.n_envs).astype(np.float32)
+        done = np.reshape(done, self.n_envs).astype(bool)
+        if len(infos) != self.n_envs:
+            raise ValueError(f"infos has {len(infos)} entries: give one for each of {self.n_envs} environments.")
         timeouts = np.zeros(self.n_envs, dtype=bool)
         if self.handle_timeout_termination:
             timeouts[:] = [info.get("TimeLimit.truncated", False) for info in infos]
@@ -232,8 +241,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._learned_priorities.write(new, 0.0)
 
     def _allocate(self) -> None:
+        self._priorities = SumTree(self.capacity)  # p_i^alpha
+        self._smallest_priority = MinTree(self.capacity)
+        self._learned_priorities = MaxTree(self.capacity)  # p_i^alpha, 0 where nothing was learned from the transition
         shape = (self.buffer_size, self.n_envs)
-        self.actions = np.zeros((*shape, self.action_dim), dtype=self._maybe_cast_dtype(self.action_space.dtype))
+        self.actions = np.zeros((*shape, self.action_dim), dtype=self._action_dtype)
         self.rewards = np.zeros(shape, dtype=np.float32)
         self.dones = np.zeros(shape, dtype=np.float32)
         self.timeouts = np.zeros(shape, dtype=np.float32)  # where a segment ends, but is bootstrapped from
@@ -323,6 +335,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         rows = indices // self.n_envs
         if indices.size and (rows.min() < 0 or rows.max() >= self._steps):
             raise IndexError(f"indices={indices} names a transition that was never stored: pass sample's indices.")
+        if not indices.size:
+            return
         stored = rows >= self._steps - self.buffer_size
         slots = indices[stored] % self.capacity
         if self.n_steps > 1 and not self._priorities[slots].all():
@@ -334,8 +348,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def statistics(self) -> dict[str, float]:
         """
         :return: what the buffer knows about itself: see ``DrawStatistics.summary`` (since the last call) and
-            ``priority_statistics``; ``gigabytes`` held (10^9 bytes)
+            ``priority_statistics``; ``gigabytes`` held (10^9 bytes). Nothing if nothing is stored
         """
+        if self._steps == 0:
+            return {}
         return {
             **self._draws.summary(),
             **priority_statistics(self._priorities.values, self._learned_priorities.values),
@@ -370,9 +386,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """
         steps, envs = np.divmod(self._serial_numbers(batch_inds), self.n_envs)
         rewards, last_steps, discounts = self._n_step_returns(steps, envs, env)
-        rows, last_rows = steps % self.buffer_size, last_steps % self.buffer_size
+        rows = steps % self.buffer_size
+        last_rows = rows if last_steps is None else last_steps % self.buffer_size
         dones = self.dones[last_rows, envs] * (1.0 - self.timeouts[last_rows, envs])
-        observations, next_observations = self._store.get(steps, last_steps, envs)
+        observations, next_observations = self._store.get(steps, envs, last_steps)
         return ReplayBufferSamples(
             observations=self._to_tensors(self._normalize_obs(observations, env)),
             actions=self.to_torch(self.actions[rows, envs], copy=False),
@@ -384,7 +401,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     def _n_step_returns(
         self, steps: IntArray, envs: IntArray, env: VecNormalize | None
-    ) -> tuple[npt.NDArray[np.float32], IntArray, npt.NDArray[np.float32] | None]:
+    ) -> tuple[npt.NDArray[np.float32], IntArray | None, npt.NDArray[np.float32] | None]:
         """
         The sum of gamma^k r_k over a window of n steps, or of fewer where a segment ends (Sutton, 1988).
 
@@ -392,12 +409,12 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         :param envs: their environments, shape (batch,)
         :param env: normalizes rewards, if given
         :return: returns, shape (batch, 1); last steps, shape (batch,); and what the value after them is discounted by,
-            gamma^(number of rewards), shape (batch, 1), or ``None`` where that is gamma throughout
+            gamma^(number of rewards), shape (batch, 1). The last two are ``None`` if n is 1
         """
         rows = (steps[:, None] + np.arange(self.n_steps)) % self.buffer_size  # (batch, n_steps)
         rewards = self._normalize_reward(self.rewards[rows, envs[:, None]], env)
         if self.n_steps == 1:
-            return rewards, steps, None
+            return rewards, None, None
         ends = (self.dones[rows, envs[:, None]] != 0) | (self.timeouts[rows, envs[:, None]] != 0)
         lengths = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, self.n_steps)  # (batch,)
         summed = np.arange(self.n_steps) < lengths[:, None]
@@ -435,6 +452,20 @@ def check_n_step_arguments(n_steps: int, gamma: float) -> None:
         raise ValueError(f"n_steps={n_steps!r} must be a whole number, 1 or more.")
     if not _is_number(gamma) or not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma={gamma!r} must be a number in [0, 1].")
+
+
+def check_frame_arguments(single_frames: bool | None, compress_frames: bool) -> None:
+    """
+    :param single_frames: whether single frames are demanded
+    :param compress_frames: whether to compress them
+    :raises ValueError: if one is of another type, or they contradict each other
+    """
+    if single_frames not in (None, True, False):
+        raise ValueError(f"single_frames={single_frames!r} must be True, False or None.")
+    if compress_frames not in (True, False):
+        raise ValueError(f"compress_frames={compress_frames!r} must be True or False.")
+    if compress_frames and single_frames is False:
+        raise ValueError("compress_frames=True compresses single frames, which single_frames=False forbids: drop one.")
 
 
 def _is_number(value: Any) -> bool:

@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 QUANTILES = (0.1, 0.5, 0.9)
-BATCHES = 1000  # kept at most, if nobody reads them
+BATCHES = 1000  # kept at most
 LEAVES = 10_000  # priorities read at most
 
 
 class DrawStatistics:
-    """Weights and ages of the batches drawn since they were last summarized."""
+    """Weights and ages of the batches drawn since they were last summarized, of the last thousand at most."""
 
     def __init__(self) -> None:
         self._batches: deque[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = deque(maxlen=BATCHES)
@@ -25,7 +25,7 @@ class DrawStatistics:
 
     def summary(self) -> dict[str, float]:
         """
-        Means over the batches since the last call, and the largest weight.
+        Means over these batches, and the largest weight. Begins anew.
 
         :return: ``effective_sample_size``: (Σw)² / Σw² of a batch as a share of its size, in (0, 1], 1 for equal
             weights (Kong, 1992); ``max_weight``, in (0, 1]; ``age``, in transitions. Nothing if no batch was drawn
@@ -52,9 +52,13 @@ def priority_statistics(
     :param priorities: p_i^alpha of every slot, 0 where it cannot be drawn
     :param learned_priorities: the same, 0 also where nothing was learned from the transition
     :return: ``replayed``: share of the transitions that were learned from; ``priority_q10``, ``_q50``, ``_q90``:
-        quantiles of the priorities, from at most 10,000 evenly spaced slots
+        quantiles of the priorities, from 10,000 slots at random if there are more
     """
-    some = priorities[:: max(priorities.size // LEAVES, 1)]
+    # Not evenly spaced ones, which could all belong to one environment
+    chosen = (
+        np.random.default_rng(0).integers(priorities.size, size=LEAVES) if priorities.size > LEAVES else slice(None)
+    )
+    some = priorities[chosen]
     some = some[some > 0]
     quantiles = np.quantile(some, QUANTILES) if some.size else np.zeros(len(QUANTILES))
     drawable = np.count_nonzero(priorities)
