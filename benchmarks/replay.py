@@ -19,7 +19,8 @@ one is cut by a time limit. Each buffer gets arrays as its own library's loop ha
 of ``VecTransposeImage``); bringing them into that form is not timed. The learner's TD errors are a torch tensor.
 
 **Memory.** Each contestant has a process of its own. Counted is the growth of its resident set, as the operating system
-reports it, from just before the buffer is made until it is full. What would not fit is not started, and a process
+reports it, from just before the buffer is made until it is full; and the whole process then, the recording of 0.5 GB
+and PyTorch included. What would not fit is not started, and a process
 that asks for more than there is gets a ``MemoryError``.
 
 **Time.** Medians, on full buffers that go on being overwritten. Not all buffers fit into memory at once, so one
@@ -414,6 +415,7 @@ def serve(name: str, slots: int, recording_path: str) -> None:
         print(json.dumps({"failed": f"{type(error).__name__}: {error}"}), file=answers)
         return
     facts: dict[str, Any] = {"resident": resident_bytes() - before, "own": contestant.own_count()}
+    facts["process"] = resident_bytes()
     facts["stacks"] = check_stacks(make(CHECKED_SLOTS), recording)
     package = ENTRIES[name].package
     is_ours = package == ENTRIES["ours"].package  # which need not be installed
@@ -490,10 +492,11 @@ def measure(name: str, slots: int, reference: Process, args: argparse.Namespace,
 def table_row(name: str, slots: int, row: Row | str, ours: Row | str) -> str:
     entry = ENTRIES[name]
     if isinstance(row, str):
-        cells = [entry.package, entry.title, row, *[""] * (len(COLUMNS) + 2)]
+        cells = [entry.package, entry.title, row, *[""] * (len(COLUMNS) + 3)]
     else:
         own = f"{row.facts['own'] / slots:,.0f}" if row.facts["own"] else "–"
         cells = [f"{entry.package} {row.facts['version']}", entry.title, f"{row.facts['resident'] / slots:,.0f}", own]
+        cells.append(f"{row.facts['process'] / 1e9:.2f}")
         for column in COLUMNS:
             cell = f"{row.medians[column]:,.0f}" if column in row.medians else "–"
             if column in row.medians and isinstance(ours, Row):
@@ -528,8 +531,12 @@ def main() -> None:
     print(f"Medians in µs (in brackets: times ours), {args.rounds} turns of {args.steps} time steps, ", end="")
     print(f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads;")
     print(f"{datetime.date.today().isoformat()}, {machine()}; {versions()}\n")
-    print("| slots | package | setting | bytes a transition | its own count | " + " | ".join(COLUMNS) + " | stacks |")
-    print("|---:|---|---|---:|---:|" + "---:|" * len(COLUMNS) + "---|", flush=True)
+    print(
+        "| slots | package | setting | bytes a transition | its own count | process GB | "
+        + " | ".join(COLUMNS)
+        + " | stacks |"
+    )
+    print("|---:|---|---|---:|---:|---:|" + "---:|" * len(COLUMNS) + "---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "recording.npz")
         np.savez(path, **record(args.recorded))  # type: ignore[arg-type]  # mypy thinks of allow_pickle

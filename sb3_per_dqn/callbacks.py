@@ -15,7 +15,8 @@ from stable_baselines3.common.logger import CSVOutputFormat
 
 class RunRecorder(BaseCallback):
     """
-    Writes the run's ``progress.csv`` (all that the logger gets) and ``episodes.csv`` (every finished episode).
+    Writes the run's ``progress.csv`` (all that the logger gets) and ``episodes.csv`` (every finished episode), anew at
+    each ``learn()``.
 
     ``Monitor``'s own files count emulator frames, so they cannot place a game on the axis of environment steps.
 
@@ -67,11 +68,12 @@ class InterruptGuard(BaseCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self.interrupted = False
         before = signal.signal(signal.SIGINT, self._on_sigint)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)  # None: not set from Python
 
     def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
         if self.interrupted:

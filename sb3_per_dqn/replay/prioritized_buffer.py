@@ -236,8 +236,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         new = row * self.n_envs + np.arange(self.n_envs)
         if self.n_steps > 1:
             self._set_priorities(new, 0.0)
-        self._waiting += 1
-        self._enter(self._complete_windows(ends=done))
+            self._waiting += 1
+            self._enter(self._complete_windows(ends=done))
+        else:
+            self._enter(new)
         self._learned_priorities.write(new, 0.0)
 
     def _allocate(self) -> None:
@@ -266,7 +268,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """
         if broken.any():
             self.timeouts[self.pos - 1, broken] = 1.0
-            self._enter(self._complete_windows(ends=broken))
+            if self.n_steps > 1:
+                self._enter(self._complete_windows(ends=broken))
 
     def _complete_windows(self, ends: npt.NDArray[np.bool_]) -> IntArray:
         """
