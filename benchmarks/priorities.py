@@ -62,6 +62,9 @@ class BinaryTree:
         return values
 
     def __setitem__(self, slots: IntArray, values: FloatArray) -> None:
+        self.write(slots, values)
+
+    def write(self, slots: IntArray, values: FloatArray) -> None:
         nodes = slots + self.first_leaf
         self.nodes[nodes] = values
         for _ in range(self.depth):
@@ -101,8 +104,8 @@ def numpy_contestant(name: str, trees: tuple[Any, Any, Any], errors: FloatArray,
         weights = (min_tree.root / sum_tree[slots]) ** BETA
         priorities = (new_errors + EPS) ** ALPHA
         sum_tree[slots] = priorities
-        min_tree[slots] = priorities
-        max_tree[slots] = priorities
+        min_tree.write(slots, priorities)  # the first one has checked them
+        max_tree.write(slots, priorities)
         return weights, max_tree.root  # for the loss, and for the next new transition
 
     return Contestant(name, cycle)
