@@ -450,3 +450,16 @@ def test_soak(capacity: int) -> None:
             assert total.total == pytest.approx(math.fsum(values), rel=1e-12, abs=0)
             assert smallest.root == values[values > 0].min()
             assert largest.root == learned.max()
+
+
+@pytest.mark.parametrize("kind", [SumTree, MinTree, MaxTree])
+@pytest.mark.parametrize("capacity", [1, 33, 1000])
+def test_values_are_those_of_all_slots(kind: type[Any], capacity: int) -> None:
+    """An empty slot's is 0 in each of the trees; and what is written without a check is there as well."""
+    tree = kind(capacity)
+    tree[np.arange(0, capacity, 2)] = np.linspace(1, 2, len(range(0, capacity, 2)))
+    tree.write(np.array([capacity - 1]), 0.5)
+    assert tree.values.shape == (capacity,)
+    np.testing.assert_array_equal(tree.values, tree[np.arange(capacity)])
+    assert tree.values[-1] == 0.5
+    assert np.count_nonzero(tree.values) == len({*range(0, capacity, 2), capacity - 1})

@@ -1,5 +1,6 @@
 """A ring of frames, one for each step of each environment: as they are, or compressed."""
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 
@@ -120,13 +121,13 @@ class CompressedFrames:
         self._open[:, place] = frames
 
     def _close(self) -> None:
-        codes = self._codes[self._open_group]
+        codes, compress = self._codes[self._open_group], lz4().compress
         for env, frames in enumerate(self._open):
             if codes[env] is None:
                 self._coded += 1
             else:
                 self._code_nbytes -= len(codes[env]) + CODE_OVERHEAD
-            codes[env] = lz4().compress(frames, store_size=False)
+            codes[env] = compress(frames, store_size=False)
             self._code_nbytes += len(codes[env]) + CODE_OVERHEAD
 
     def rewrite(self, row: int, env: int, frame: Array) -> None:
@@ -135,24 +136,23 @@ class CompressedFrames:
 
     def read(self, rows: Array, envs: Array) -> Array:
         frames = np.empty((*rows.shape, *self._open.shape[2:]), dtype=self._open.dtype)
+        decompress = lz4().decompress
         groups, places = np.divmod(rows, GROUP)
         # Where another group begins, in each line; groups are in the order of their rows
         begins = np.diff(groups, axis=1, prepend=-1) != 0
         lines, firsts = begins.nonzero()
         ends = np.append(np.where(np.diff(lines) == 0, firsts[1:], rows.shape[1]), rows.shape[1])
         for line, first, end in zip(lines.tolist(), firsts.tolist(), ends.tolist(), strict=True):
-            group = self._group(groups[line, first], envs[line])
+            group = self._group(groups[line, first], envs[line], decompress)
             group.take(places[line, first:end], axis=0, out=frames[line, first:end], mode="clip")
         return frames
 
-    def _group(self, group: int, env: int) -> Array:
+    def _group(self, group: int, env: int, decompress: Callable[..., bytes]) -> Array:
         if group == self._open_group:
             open_group: Array = self._open[env]
             return open_group
-        frames = np.frombuffer(
-            lz4().decompress(self._codes[group, env], uncompressed_size=self._open[env].nbytes), dtype=self._open.dtype
-        )
-        return frames.reshape(self._open.shape[1:])
+        frames = decompress(self._codes[group, env], uncompressed_size=self._open[env].nbytes)
+        return np.frombuffer(frames, dtype=self._open.dtype).reshape(self._open.shape[1:])
 
 
 def lz4() -> Any:

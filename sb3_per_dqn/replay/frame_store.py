@@ -65,7 +65,10 @@ class FrameLayout:
         return any_of_each(differs)
 
     def _stack_last(self, observations: Array) -> Array:
-        return np.moveaxis(observations, 1, -1) if self.axis == 0 else observations
+        if self.axis == -1:
+            return observations
+        stack_last: Array = observations.transpose(0, *range(2, observations.ndim), 1)
+        return stack_last
 
 
 def frame_layouts(space: spaces.Space[Any]) -> list[FrameLayout]:
@@ -173,15 +176,14 @@ class FrameStore:
         return self._frames.nbytes + sum(array.nbytes for array in arrays)
 
     def add(self, step: int, obs: Array, next_obs: Array, follows: Array, uses_next: Array) -> None:
-        obs, next_obs = self.layout.split(obs), self.layout.split(next_obs)
         row = step % self._rows
         self._forget(step - self._rows - self.layout.depth)
         self._ages[row] = np.where(follows, np.minimum(self._ages[row - 1] + 1, self.layout.depth - 1), 0)
         for env in np.flatnonzero(~follows).tolist():
             if step > 0 and self._uses_next[row - 1, env]:
                 self._last_frame[self._serial(step - 1, env)] = self._newest_frame(step, env)
-            self._begin_segment(step, env, obs[env])
-        self._frames.write((step + 1) % self._frames.rows, next_obs[:, -1])
+            self._begin_segment(step, env, self.layout.split(obs[env : env + 1])[0])
+        self._frames.write((step + 1) % self._frames.rows, self.layout.split(next_obs)[:, -1])
         self._uses_next[row] = uses_next
         self._steps = step + 1
 

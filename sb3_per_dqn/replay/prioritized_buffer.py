@@ -158,6 +158,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         steps = max(min(self._last_step, self.buffer_size) - min(there, self.buffer_size), 0)
         available = available_memory()
         if steps * a_step > available:
+            # Sixteen fewer, as a smaller ring of frames has as many rows of history, and of a group to spare
             fits = max(int(available / a_step) + min(there, self.buffer_size) - 16, 0) * self.n_envs
             raise ValueError(
                 f"buffer_size={self.capacity} needs {steps * a_step / 1e9:.3g} GB of memory, of which "
@@ -335,11 +336,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             raise ValueError(
                 f"td_errors[{at}]={errors[at]} (transition {indices[at]}) is not finite; no priority was changed."
             )
-        rows = indices // self.n_envs
-        if indices.size and (rows.min() < 0 or rows.max() >= self._steps):
-            raise IndexError(f"indices={indices} names a transition that was never stored: pass sample's indices.")
         if not indices.size:
             return
+        rows = indices // self.n_envs
+        if rows.min() < 0 or rows.max() >= self._steps:
+            raise IndexError(f"indices={indices} names a transition that was never stored: pass sample's indices.")
         stored = rows >= self._steps - self.buffer_size
         slots = indices[stored] % self.capacity
         if self.n_steps > 1 and not self._priorities[slots].all():
