@@ -123,17 +123,19 @@ def make_atari_vec_env(
     wrapper_kwargs: dict[str, Any] | None = None,
     env_kwargs: dict[str, Any] | None = None,
     vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] = WorkerVecEnv,
+    emulators: str = "processes",
 ) -> VecEnv:
     """
-    Atari games in worker processes, preprocessed by :class:`AtariGameWrapper`, with stacked frames.
+    Atari games, preprocessed by :class:`AtariGameWrapper` in worker processes, or likewise by ALE's native emulators in
+    threads of this one, with stacked frames.
 
     ``Monitor`` stands directly around the emulator: ``info["episode"]["r"]`` and ``rollout/ep_rew_mean`` are the
     unclipped scores of whole games, whatever the wrapper clips or ends above it.
 
-    The workers import the program that starts them: in a script, call this under ``if __name__ == "__main__":``.
+    Worker processes import the program that starts them: in a script, call this under ``if __name__ == "__main__":``.
 
     :param env_id: an Atari id, such as ``BreakoutNoFrameskip-v4`` or ``ALE/Breakout-v5``
-    :param n_envs: number of games, each in a process of its own
+    :param n_envs: number of games, each in a process (or thread) of its own
     :param seed: seed of the first game; the others get the numbers after it
     :param evaluation: whole unclipped games with 1% random actions, see :class:`AtariGameWrapper`
     :param frame_stack: number of frames in an observation
@@ -141,9 +143,12 @@ def make_atari_vec_env(
     :param wrapper_kwargs: further arguments of :class:`AtariGameWrapper`
     :param env_kwargs: arguments for ``gymnasium.make``
     :param vec_env_cls: ``DummyVecEnv`` runs the games in this process
-    :return: observations of shape (n_envs, 84, 84, frame_stack), uint8 (SB3 moves the channels first by itself)
-    :raises ValueError: for an unknown id (with the nearest known ones), no ROM, a count below 1, or a ``frame_skip``
-        that does not fit the id, before any process starts
+    :param emulators: ``"processes"``, or ``"native"`` for :class:`~sb3_per_dqn.native_atari.NativeAtariVecEnv`, whose
+        docstring names the differences
+    :return: observations of shape (n_envs, 84, 84, frame_stack), uint8 (SB3 moves the channels first by itself), or
+        (n_envs, frame_stack, 84, 84) from native emulators
+    :raises ValueError: for an unknown id (with the nearest known ones), no ROM, a count below 1, a ``frame_skip``
+        that does not fit the id, or what native emulators cannot do, before any process starts
     :raises OSError: if ``monitor_dir`` cannot be made or written in, likewise
     """
     check_atari_id(env_id)
@@ -152,9 +157,26 @@ def make_atari_vec_env(
             raise ValueError(f"{name}={count!r} must be a whole number, 1 or more.")
     if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
         raise ValueError(f"seed={seed!r} must be a whole number, 0 or more, or None.")
+    if emulators not in ("processes", "native"):
+        raise ValueError(f"emulators={emulators!r} must be 'processes' or 'native'.")
     if monitor_dir is not None:
         os.makedirs(monitor_dir, exist_ok=True)
         tempfile.TemporaryFile(dir=monitor_dir).close()
+    if emulators == "native":
+        if vec_env_cls is not WorkerVecEnv:
+            raise ValueError(f"vec_env_cls={vec_env_cls.__name__} is for emulators='processes': leave it out.")
+        from sb3_per_dqn.native_atari import NativeAtariVecEnv  # processes do without it, and it builds on this module
+
+        return NativeAtariVecEnv(
+            env_id,
+            n_envs,
+            seed,
+            evaluation=evaluation,
+            frame_stack=frame_stack,
+            monitor_dir=monitor_dir,
+            wrapper_kwargs=wrapper_kwargs,
+            env_kwargs=env_kwargs,
+        )
     wrapper_kwargs = {"evaluation": evaluation, **(wrapper_kwargs or {})}
     _try_out(env_id, env_kwargs or {}, wrapper_kwargs)
     env = make_vec_env(

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from stable_baselines3.common.vec_env import (
     sync_envs_normalization,
 )
 
-from sb3_per_dqn.atari import AtariGameWrapper, WorkerVecEnv, check_atari_id
+from sb3_per_dqn.atari import AtariGameWrapper, WorkerVecEnv, check_atari_id, make_atari_vec_env
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
@@ -48,6 +49,8 @@ EVALUATION_GAMES = 10
 MAX_VIDEO_STEPS = 5_000
 LOGGED_ROWS = 200  # of a whole run, whatever its length
 MIN_STEPS_PER_ROW = 100
+GAME_WRAPPER = f"{AtariGameWrapper.__module__}.{AtariGameWrapper.__name__}"
+EVALUATION_KWARGS = {"evaluation": True, "terminal_on_life_loss": False, "clip_reward": False}  # of AtariGameWrapper
 
 
 class RunManager(ExperimentManager):
@@ -56,6 +59,7 @@ class RunManager(ExperimentManager):
 
     - Hyperparameters of ``per_ddqn`` from this project's YAML, unless ``--conf-file`` is given.
     - Environment and model are built once in this process before anything is started or written.
+    - ``emulators: native`` in the YAML trains and evaluates on ALE's native emulators; the video is of an ordinary one.
     - Worker processes leave Ctrl-C to the parent; evaluation uses :class:`AtariGameWrapper`'s evaluation mode.
     - ``progress.csv`` and ``episodes.csv`` beside the model; after training a score, a picture and a video.
 
@@ -73,6 +77,8 @@ class RunManager(ExperimentManager):
         self.guard = InterruptGuard()
         self.evaluation_wrapper: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None
         self.model_arguments: dict[str, Any] = {}
+        self.emulators = "processes"
+        self.wrapper_kwargs: dict[str, Any] = {}  # of AtariGameWrapper, for native emulators
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
@@ -97,6 +103,9 @@ class RunManager(ExperimentManager):
                 raise ValueError(f"--{name.replace('_', '-')}={value} must be {lowest[name]} or more.")
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        self.emulators = hyperparams.pop("emulators", "processes")
+        if self.emulators != "processes":
+            self.wrapper_kwargs = native_wrapper_kwargs(hyperparams)
         evaluation = in_evaluation_mode(hyperparams)
         self.evaluation_wrapper = get_wrapper_class(evaluation)
         # 1% of the actions are random in the environment itself: the model adds nothing to that
@@ -144,7 +153,20 @@ class RunManager(ExperimentManager):
         :param no_log: write no ``Monitor`` files
         :return: the vectorized environment, wrapped
         """
-        with _replaced(self, env_wrapper=self.evaluation_wrapper if eval_env else self.env_wrapper):
+        settings: dict[str, Any] = {"env_wrapper": self.evaluation_wrapper if eval_env else self.env_wrapper}
+        if self.emulators != "processes":
+            make_games = partial(
+                make_atari_vec_env,
+                self.env_name.gym_id,
+                n_envs,
+                frame_stack=self.frame_stack or 1,
+                monitor_dir=None if eval_env or no_log else self.save_path,  # as the zoo chooses it
+                wrapper_kwargs={**self.wrapper_kwargs, **(EVALUATION_KWARGS if eval_env else {})},
+                env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+                emulators=self.emulators,
+            )
+            settings |= {"vec_env_class": lambda _: make_games(), "frame_stack": None}
+        with _replaced(self, **settings):
             return super().create_envs(n_envs, eval_env, no_log)
 
     def learn(self, model: BaseAlgorithm) -> None:
@@ -186,9 +208,8 @@ class RunManager(ExperimentManager):
         return f"{np.mean(returns):.2f} +/- {np.std(returns):.2f} over {EVALUATION_GAMES} full games"
 
     def _record_game(self, model: BaseAlgorithm) -> Path:
-        with _replaced(
-            self, vec_env_class=DummyVecEnv, eval_env_kwargs={**self.eval_env_kwargs, "render_mode": "rgb_array"}
-        ):
+        kwargs = {**self.eval_env_kwargs, "render_mode": "rgb_array"}
+        with _replaced(self, emulators="processes", vec_env_class=DummyVecEnv, eval_env_kwargs=kwargs):
             env = self._evaluation_env(model, 1)
         folder = Path(self.save_path) / "videos"
         recorder = VecVideoRecorder(env, str(folder), lambda step: step == 0, MAX_VIDEO_STEPS)
@@ -225,10 +246,33 @@ def in_evaluation_mode(hyperparams: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wrapper_in_evaluation_mode(wrapper: Any) -> Any:
-    name, kwargs = next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, {})
-    if name not in (AtariGameWrapper, f"{AtariGameWrapper.__module__}.{AtariGameWrapper.__name__}"):
-        return wrapper
-    return {name: {**kwargs, "evaluation": True, "terminal_on_life_loss": False, "clip_reward": False}}
+    name, kwargs = _name_and_kwargs(wrapper)
+    return {name: {**kwargs, **EVALUATION_KWARGS}} if _is_game_wrapper(name) else wrapper
+
+
+def native_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param hyperparams: as in the zoo's YAML
+    :return: the arguments of their :class:`AtariGameWrapper`, whose work native emulators do
+    :raises ValueError: if the environment is wrapped in something else
+    """
+    given = hyperparams.get("env_wrapper")
+    wrappers = given if isinstance(given, list) else [given]
+    name, kwargs = _name_and_kwargs(wrappers[0]) if len(wrappers) == 1 else (None, {})
+    if not _is_game_wrapper(name) or hyperparams.get("vec_env_wrapper") or hyperparams.get("normalize"):
+        raise ValueError(
+            f"emulators: native is for env_wrapper: {GAME_WRAPPER} alone, without vec_env_wrapper and normalize: "
+            f"leave out the others, or choose emulators: processes (env_wrapper={given!r})."
+        )
+    return dict(kwargs)
+
+
+def _name_and_kwargs(wrapper: Any) -> tuple[Any, dict[str, Any]]:
+    return next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, {})
+
+
+def _is_game_wrapper(name: Any) -> bool:
+    return name in (AtariGameWrapper, GAME_WRAPPER)
 
 
 def create_evaluation_env(env_id: str, *args: Any, **kwargs: Any) -> VecEnv:
