@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
@@ -143,7 +144,7 @@ def test_rewards_ends_lives_scores_and_stacks_are_the_wrappers(
 @pytest.mark.parametrize(
     "pair",
     [
-        {"env_id": "ALE/Breakout-v5", "seed": 4},
+        {"env_id": "ALE/Breakout-v5", "seed": 11},
         {"env_id": "ALE/SpaceInvaders-v5", "seed": 1},
         {"env_id": "ALE/MsPacman-v5", "seed": 4},
         {"env_id": "ALE/Breakout-v5", "seed": 1, "evaluation": True},
@@ -164,6 +165,91 @@ def test_sticky_actions_no_ops_and_random_actions_are_the_wrappers(
     while compared < 120 and not comparison.step(until_game_over=True):
         compared += 1
     assert compared >= 40
+    if pair[0].games[0].spec == gym.spec("ALE/Breakout-v5") and not pair[0].games[0].evaluation:
+        assert comparison.games == 1  # it ended in the middle of an action, which Monitor counts as a whole one
+
+
+@pytest.mark.parametrize(
+    ("pair", "cuts"),
+    [
+        ({"wrapper_kwargs": NO_NOOPS, "env_kwargs": {"max_num_frames_per_episode": 224}}, 1),
+        ({"wrapper_kwargs": NO_NOOPS, "env_kwargs": {"max_num_frames_per_episode": 204}}, 0),  # and a life is lost
+    ],
+    indirect=["pair"],
+)
+def test_a_limit_that_ends_an_action_is_the_wrappers(
+    pair: tuple[NativeAtariVecEnv, VecTransposeImage], cuts: int
+) -> None:
+    """TRAPS 20."""
+    comparison = Comparison(*pair)
+    comparison.rng = np.random.default_rng(3)
+    comparison.reset()
+    assert any(comparison.step() for _ in range(60))
+    assert comparison.cuts == cuts
+
+
+class Script:
+    """Stands in for an emulator, and answers with these lives, one for each action; below 0 the game is over."""
+
+    def __init__(self, lives: list[int]) -> None:
+        self.lives = lives
+        self.asked: list[int | str] = []
+
+    def look(self, lives: int) -> tuple[np.ndarray, dict[str, list[int]]]:
+        numbers = {"lives": [lives], "episode_frame_number": [100], "frame_number": [100]}
+        return np.zeros((1, 1, 84, 84), dtype=np.uint8), numbers
+
+    def reset(self, seed: int | None) -> tuple[np.ndarray, dict[str, list[int]]]:
+        self.asked.append("reset")
+        return self.look(5)
+
+    def send(self, actions: np.ndarray) -> None:
+        self.asked.append(int(actions[0]))
+
+    def recv(self) -> tuple[Any, ...]:
+        lives = self.lives.pop(0)
+        frames, numbers = self.look(max(lives, 0))
+        return frames, [0], [lives < 0], [False], numbers
+
+
+def test_no_life_is_not_a_lost_life() -> None:
+    """``EpisodicLifeEnv``: some games show no life for a while before they are over."""
+    game = NativeGame(game_settings(BREAKOUT, False, None, None))
+    game.begin_episode()
+    game._emulator = Script([4, 4, 1, 0])  # type: ignore[assignment]
+    ends = []
+    for _ in range(4):
+        game.step_async(0)
+        game.step_wait()
+        ends.append(game.is_done)
+    assert ends == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("lives", "asked"),
+    [
+        ([4, 4, 4], [0, 1, 2]),
+        ([4, 3, 3, 3], [0, 1, 0, 2]),  # a life is lost while FIRE is pressed
+        ([4, -1, 5], [0, 1, "reset", 2]),  # the game ends then
+        ([-1, 5, 5], [0, "reset", 1, 2]),  # or before
+    ],
+)
+def test_what_is_pressed_for_the_next_life_whatever_happens_meanwhile(
+    lives: list[int], asked: list[int | str], tmp_path: Path
+) -> None:
+    """As ``FireResetEnv`` and ``EpisodicLifeEnv`` press; a game that ends then is in the file alone, as with them."""
+    game = NativeGame(game_settings(BREAKOUT, False, None, None), str(tmp_path / "0"))
+    game.begin_episode()
+    script = Script([4, *lives])
+    game._emulator = script  # type: ignore[assignment]
+    game.step_async(3)
+    game.step_wait()
+    assert game.is_done
+    game.begin_episode()
+    assert script.asked == [3, *asked]
+    assert not game.is_done
+    assert not script.lives
+    assert len(load_results(str(tmp_path))) == ("reset" in asked)
 
 
 @pytest.mark.parametrize("pair", [{"evaluation": True, "wrapper_kwargs": NO_NOOPS}], indirect=True)
@@ -174,7 +260,7 @@ def test_evaluation_that_never_fires_stands_still_to_the_limit(
     monkeypatch.setattr(atari, "EVALUATION_MAX_FRAMES", 800)
     native = pair[0]
     native.reset()
-    while True:
+    for _ in range(250):
         *_, dones, infos = native.step(np.array([0]))
         if dones[0]:
             break
@@ -245,7 +331,7 @@ def test_a_time_limit_keeps_the_whole_last_observation(env_id: str) -> None:
     np.testing.assert_array_equal(cut.reset(), endless.reset())
     rng = np.random.default_rng(3)
     games = 0
-    while not games:
+    for _ in range(60):
         actions = rng.integers(4, size=1)
         observation, reward, dones, (info,) = cut.step(actions)
         expected, expected_reward, expected_dones, (expected_info,) = endless.step(actions)
@@ -262,6 +348,8 @@ def test_a_time_limit_keeps_the_whole_last_observation(env_id: str) -> None:
         assert info["episode_frame_number"] == expected_info["episode_frame_number"] == 224
         assert info["episode"]["l"] == (224 if env_id == BREAKOUT else 56)
         assert not observation[0, :3].any()
+        break
+    assert games == 1
     cut.close()
     endless.close()
 
@@ -554,7 +642,7 @@ def test_what_make_passes_on_is_honoured() -> None:
 
 
 @pytest.fixture(scope="module")
-def logs(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run whose games are cut short, with the classes of all environments that it made."""
     logs = tmp_path_factory.mktemp("native")
     made: list[tuple[bool, str]] = []
