@@ -165,7 +165,7 @@ def make_atari_vec_env(
     if emulators == "native":
         if vec_env_cls is not WorkerVecEnv:
             raise ValueError(f"vec_env_cls={vec_env_cls.__name__} is for emulators='processes': leave it out.")
-        from sb3_per_dqn.native_atari import NativeAtariVecEnv  # processes do without it, and it builds on this module
+        from sb3_per_dqn.native_atari import NativeAtariVecEnv  # here, as it builds on this module
 
         return NativeAtariVecEnv(
             env_id,

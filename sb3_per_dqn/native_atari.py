@@ -295,7 +295,8 @@ class NativeAtariVecEnv(VecEnv):
     - Frames are gray by ALE's palette, and the maximum of two is taken when they are gray.
     - With a NoFrameskip id ALE draws the no-ops at the start of a game, 0 to ``noop_max`` (not 1 to ``noop_max``), from
       its own generator, so that a seed begins with another position; their points, if any, are not in the score.
-    - Every second seed gives other sticky actions, as native emulators take only 31 bits of it.
+    - Every second seed gives other sticky actions, as native emulators take only 31 bits of it; and all do, once a game
+      has ended in the middle of an action.
     - A limit of frames is looked at after an action, not within: a game may be cut up to ``frame_skip - 1`` frames
       later, and its last observation is whole.
     - The last observation of a game that ended by itself (which no target uses) may be another old frame.
