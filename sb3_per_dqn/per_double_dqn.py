@@ -11,8 +11,15 @@ from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
-from stable_baselines3.dqn.policies import DQNPolicy
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    PyTorchObs,
+    ReplayBufferSamples,
+    RolloutReturn,
+    Schedule,
+)
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -21,6 +28,7 @@ from sb3_per_dqn.replay.prioritized_buffer import (
     check_priority_arguments,
 )
 from sb3_per_dqn.schedules import ScheduleLike, as_schedule
+from sb3_per_dqn.speedups import Speed, Speedups
 
 SelfPerDoubleDQN = TypeVar("SelfPerDoubleDQN", bound="PerDoubleDQN")
 
@@ -32,7 +40,8 @@ class PerDoubleDQN(DQN):
     Papers: https://arxiv.org/abs/1509.06461 (Double-Q), https://arxiv.org/abs/1511.05952 (prioritized replay),
     https://arxiv.org/abs/1511.06581 (dueling). The positional arguments are those of SB3's ``DQN``, with the same
     meanings and defaults. With ``double_q``, ``prioritized_replay`` and ``per_env_exploration`` off, ``exploration``
-    left ``None`` and ``policy_kwargs=dict(dueling=False)``, training equals SB3's ``DQN`` bit for bit.
+    left ``None``, ``policy_kwargs=dict(dueling=False)`` and ``speedups="none"``, training equals SB3's ``DQN`` bit
+    for bit.
 
     Dueling belongs to the network: ``policy_kwargs=dict(dueling=True)`` is the default of the policies here.
 
@@ -49,6 +58,8 @@ class PerDoubleDQN(DQN):
     :param exploration: probability of a random action, in [0, 1]: a number, a schedule of ``progress_remaining``, or
         endpoints ``[(elapsed_fraction, value), ...]``; ``None`` keeps SB3's linear decay
     :param per_env_exploration: decide for each environment whether it explores; SB3 tosses one coin for all of them
+    :param speedups: faster arithmetic: ``"none"``, ``"safe"`` (float32, other rounding), ``"max"`` (compiled and in
+        bfloat16 as well), or a list of names, see :class:`~sb3_per_dqn.speedups.Speedups`
     :param kwargs: further arguments of SB3's ``DQN``
     :raises ValueError: if an argument is out of range
     """
@@ -81,6 +92,7 @@ class PerDoubleDQN(DQN):
         prioritized_replay_eps: float = 1e-6,
         exploration: ScheduleLike | None = None,
         per_env_exploration: bool = True,
+        speedups: Speed = "safe",
         **kwargs: Any,
     ) -> None:
         # Stored as given and turned into objects in _setup_model(): SB3's load() writes to __dict__ and calls that
@@ -91,10 +103,13 @@ class PerDoubleDQN(DQN):
         self.prioritized_replay_eps = prioritized_replay_eps
         self.exploration = exploration
         self.per_env_exploration = per_env_exploration
+        self.speedups = speedups
         super().__init__(policy, env, *args, **kwargs)
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        self._speedups = Speedups(self.speedups, self.device)
+        self._loss_and_errors = self._speedups.compiled(self._td_loss)
         self.beta_schedule: Schedule = as_schedule(self.prioritized_replay_beta, "prioritized_replay_beta")
         # What was asked for is kept, and not what came of it: load() may switch prioritized_replay
         given = self.replay_buffer_class, self.replay_buffer_kwargs, self.n_steps
@@ -198,63 +213,90 @@ class PerDoubleDQN(DQN):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        self._speedups.prepare(self.policy.optimizer)
         beta = self.beta_schedule(self._current_progress_remaining)
         arguments = {"env": self._vec_normalize_env, **({"beta": beta} if prioritized else {})}
+        parameters = list(self.policy.parameters())
 
         statistics = []
-        for _ in range(gradient_steps):
+        for update in range(self._n_updates + 1, self._n_updates + gradient_steps + 1):
             replay_data = buffer.sample(batch_size, **arguments)
-
-            target_q_values = self._target_q_values(replay_data)  # (batch, 1)
-            q_values = self.q_net(replay_data.observations)  # (batch, n_actions)
-            q_values = q_values.gather(dim=1, index=replay_data.actions.long())  # (batch, 1)
+            weights = replay_data.weights if prioritized else None
+            loss, td_errors, q_values, target_q_values = self._loss_and_errors(self._batch(replay_data), weights)
 
             # Before the step, so that an error that is not finite stops here, with the weights still good
-            td_errors = (target_q_values - q_values).detach()
             if prioritized:
                 self._update_priorities(replay_data.indices, td_errors)
 
-            # Huber loss (less sensitive to outliers), weighted against the bias of the draws (Schaul et al., Sec. 3.4)
-            losses = F.smooth_l1_loss(q_values, target_q_values, reduction="none")  # (batch, 1)
-            loss = (losses * replay_data.weights if prioritized else losses).mean()
-
             self.policy.optimizer.zero_grad()
-            loss.backward()
-            th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-            self.policy.optimizer.step()
+            loss.backward()  # type: ignore[no-untyped-call]
+            th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            self._speedups.step(self.policy.optimizer, update)
 
-            statistics.append(
-                th.stack([loss.detach(), td_errors.abs().mean(), q_values.detach().mean(), target_q_values.mean()])
-            )
+            statistics.append((loss.detach(), td_errors, q_values, target_q_values))
 
         self._n_updates += gradient_steps
         # Read from the device once a call
-        loss_mean, td_error, q_value, target_q_value = th.stack(statistics).mean(dim=0).tolist()
+        losses, td_errors, q_values, target_q_values = (th.stack(values) for values in zip(*statistics, strict=True))
+        means = th.stack([losses.mean(), td_errors.abs().mean(), q_values.mean(), target_q_values.mean()]).tolist()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/loss", loss_mean)
-        self.logger.record("train/td_error", td_error)
-        self.logger.record("train/q_value", q_value)
-        self.logger.record("train/target_q_value", target_q_value)
+        for name, mean in zip(("loss", "td_error", "q_value", "target_q_value"), means, strict=True):
+            self.logger.record(f"train/{name}", mean)
         if prioritized:
             self.logger.record("train/beta", beta)
 
-    def _target_q_values(self, replay_data: Any) -> th.Tensor:
+    def _batch(self, replay_data: Any) -> ReplayBufferSamples:
         """
-        :param replay_data: a batch from the replay buffer
+        :param replay_data: what a replay buffer drew
+        :return: SB3's fields of it, as the networks want them
+        """
+        return ReplayBufferSamples(
+            observations=self._speedups.arrange(replay_data.observations),  # type: ignore[arg-type]  # or a dict of them
+            actions=replay_data.actions,
+            next_observations=self._speedups.arrange(replay_data.next_observations),  # type: ignore[arg-type]
+            dones=replay_data.dones,
+            rewards=replay_data.rewards,
+            discounts=replay_data.discounts,
+        )
+
+    def _td_loss(
+        self, batch: ReplayBufferSamples, weights: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param batch: from the replay buffer
+        :param weights: importance-sampling weights, shape (batch, 1), or ``None`` for a uniform draw
+        :return: the loss, a scalar, and without gradient, each of shape (batch, 1): TD errors, Q-values, their targets
+        """
+        target_q_values = self._target_q_values(batch)  # (batch, 1)
+        q_values = self._q_values(self.q_net, batch.observations)  # (batch, n_actions)
+        q_values = q_values.gather(dim=1, index=batch.actions.long())  # (batch, 1)
+        # Huber loss (less sensitive to outliers), weighted against the bias of the draws (Schaul et al., Sec. 3.4)
+        losses = F.smooth_l1_loss(q_values, target_q_values, reduction="none")  # (batch, 1)
+        loss = (losses if weights is None else losses * weights).mean()
+        return loss, (target_q_values - q_values).detach(), q_values.detach(), target_q_values
+
+    def _target_q_values(self, batch: ReplayBufferSamples) -> th.Tensor:
+        """
+        :param batch: from the replay buffer
         :return: 1-step (or n-step) TD targets, shape (batch, 1), without gradient
         """
         # For n-step replay, the discount factor is gamma**n_steps (when no early termination)
-        discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
+        discounts = batch.discounts if batch.discounts is not None else self.gamma
         with th.no_grad():
-            next_q_values = self.q_net_target(replay_data.next_observations)  # (batch, n_actions)
+            next_q_values = self._q_values(self.q_net_target, batch.next_observations)  # (batch, n_actions)
             if self.double_q:
                 # Van Hasselt et al. (2016), Eq. 4: the online network chooses, the target network evaluates
-                best_actions = self.q_net(replay_data.next_observations).argmax(dim=1, keepdim=True)  # (batch, 1)
-                next_q_values = next_q_values.gather(dim=1, index=best_actions)
+                best_actions = self._q_values(self.q_net, batch.next_observations).argmax(dim=1, keepdim=True)
+                next_q_values = next_q_values.gather(dim=1, index=best_actions)  # (batch, 1)
             else:
                 next_q_values = next_q_values.max(dim=1, keepdim=True).values
-            target_q_values: th.Tensor = replay_data.rewards + (1 - replay_data.dones) * discounts * next_q_values
+            target_q_values: th.Tensor = batch.rewards + (1 - batch.dones) * discounts * next_q_values
         return target_q_values
+
+    def _q_values(self, q_net: QNetwork, observations: PyTorchObs) -> th.Tensor:
+        with self._speedups.autocast():
+            q_values: th.Tensor = q_net(observations)
+        return q_values.float()
 
     def _update_priorities(self, indices: Any, td_errors: th.Tensor) -> None:
         assert isinstance(self.replay_buffer, PrioritizedReplayBuffer)
@@ -288,6 +330,9 @@ class PerDoubleDQN(DQN):
         if type(buffer) is not type(before) or other:
             kept = ", ".join([type(buffer).__name__, *other])
             warnings.warn(f"The loaded replay buffer differs from the model's: it stays {kept}.", stacklevel=2)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_speedups", "_loss_and_errors"]
 
     def dump_logs(self) -> None:
         if isinstance(self.replay_buffer, PrioritizedReplayBuffer):

@@ -3,14 +3,52 @@
 from typing import TYPE_CHECKING, Any
 
 import torch as th
-from stable_baselines3.common.torch_layers import create_mlp
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn import policies as dqn_policies
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import nn
 
 
-class DuelingQNetwork(QNetwork):
+class PlainQNetwork(QNetwork):
+    """
+    SB3's ``QNetwork``, bit for bit, which decides once what is an image.
+
+    SB3 compares the bounds of every pixel in every pass, which takes time and cannot be compiled.
+
+    :param args: as for SB3's ``QNetwork``
+    :param kwargs: as for SB3's ``QNetwork``
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        space = self.observation_space
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        self.images = [name for name, part in parts.items() if self.normalize_images and is_image_space(part)]
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
+        """
+        :param obs: batch of observations
+        :param features_extractor: what turns them into features
+        :return: features, shape (batch, features_dim)
+        """
+        floats: Any = preprocess_obs(obs, self.observation_space, normalize_images=False)
+        if isinstance(obs, dict):
+            floats.update({name: _to_unit_interval(floats[name], obs[name]) for name in self.images})
+        elif self.images:
+            floats = _to_unit_interval(floats, obs)
+        features: th.Tensor = features_extractor(floats)
+        return features
+
+
+def _to_unit_interval(floats: th.Tensor, given: th.Tensor) -> th.Tensor:
+    # in place where the floats are our own, for 32 stacks of frames are 3.6 MB
+    return floats / 255.0 if floats is given else floats.div_(255.0)
+
+
+class DuelingQNetwork(PlainQNetwork):
     """
     Q-network with a stream for the state's value and one for the actions' advantages (Wang et al., 2016).
 
@@ -55,11 +93,9 @@ class _DuelingMixin(_Base):
         super().__init__(*args, **kwargs)
 
     def make_q_net(self) -> QNetwork:
-        if not self.dueling:
-            return super().make_q_net()
         net_args = self._update_features_extractor(self.net_args, features_extractor=None)
-        q_net: QNetwork = DuelingQNetwork(**net_args).to(self.device)
-        return q_net
+        network = DuelingQNetwork if self.dueling else PlainQNetwork
+        return network(**net_args).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "dueling": self.dueling}

@@ -15,7 +15,12 @@ from torch import nn
 
 from sb3_per_dqn import PerDoubleDQN
 
-ALL_OFF: dict[str, Any] = {"double_q": False, "prioritized_replay": False, "per_env_exploration": False}
+ALL_OFF: dict[str, Any] = {
+    "double_q": False,
+    "prioritized_replay": False,
+    "per_env_exploration": False,
+    "speedups": "none",
+}
 
 
 def cartpole(n_envs: int) -> VecEnv:

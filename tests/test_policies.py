@@ -13,7 +13,7 @@ from stable_baselines3.dqn import policies as sb3_policies
 from torch import nn
 
 from sb3_per_dqn import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_per_dqn.policies import DuelingQNetwork
+from sb3_per_dqn.policies import DuelingQNetwork, PlainQNetwork
 
 VECTOR = spaces.Box(-1, 1, (3,))
 FRAMES = spaces.Box(0, 255, (4, 84, 84), dtype=np.uint8)
@@ -141,7 +141,8 @@ def test_without_dueling_the_network_is_sb3s(policy_class: Any, sb3_class: Any, 
     ours = make(policy_class, space, dueling=False)
     th.manual_seed(0)
     theirs = make(sb3_class, space)
-    assert type(ours.q_net) is type(theirs.q_net) is sb3_policies.QNetwork
+    assert type(ours.q_net) is PlainQNetwork
+    assert type(theirs.q_net) is sb3_policies.QNetwork
     mine, other = ours.state_dict(), theirs.state_dict()
     assert list(mine) == list(other)
     assert all(th.equal(mine[name], other[name]) for name in other)

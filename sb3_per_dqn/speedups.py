@@ -1,0 +1,163 @@
+"""Faster arithmetic for a gradient step, each kind by its name. What does not work here is left out, and said once."""
+
+import difflib
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType, MethodType
+from typing import Any, Generic, TypeVar
+
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+FUSED, FLUSH, CHANNELS_LAST, COMPILE, BF16 = "fused", "flush", "channels_last", "compile", "bf16"
+NAMES = (FUSED, FLUSH, CHANNELS_LAST, COMPILE, BF16)
+PRESETS: dict[str, tuple[str, ...]] = {"none": (), "safe": (FUSED, FLUSH, CHANNELS_LAST), "max": NAMES}
+
+# The mean of a gradient that has become zero (of a dead unit) shrinks by Adam's beta_1 = 0.9 a step, and stays for ever
+# in the denormal numbers, below 1.2e-38, with which processors are many times slower. From NEGLIGIBLE it takes 170
+# steps to get there. What is lost is far below the rounding of any weight.
+NEGLIGIBLE = 1e-30
+FLUSH_INTERVAL = 100
+
+Speed = str | Sequence[str]
+Result = TypeVar("Result")
+
+
+class Speedups:
+    """
+    What is done to make a gradient step faster.
+
+    - ``"fused"``: one kernel for the optimizer's whole step, where it has one (Adam, AdamW, SGD, Adagrad)
+    - ``"flush"``: every ``FLUSH_INTERVAL`` steps, what is below ``NEGLIGIBLE`` in the optimizer's state becomes zero
+    - ``"channels_last"``: images in the memory order in which convolutions are fastest
+    - ``"compile"``: forward and backward pass by ``torch.compile``; the first gradient step takes up to a minute
+    - ``"bf16"``: networks compute in bfloat16 (8 bits of precision); weights, targets and loss stay in float32
+
+    :param wanted: ``"none"``, ``"safe"`` (the first three: float32, other rounding), ``"max"`` (all), or names
+    :param device: where the networks are
+    :raises ValueError: for an unknown name, with the nearest known one
+    """
+
+    def __init__(self, wanted: Speed, device: th.device) -> None:
+        names = _names(wanted)
+        self.device = device
+        self.fused = FUSED in names
+        self.flush = FLUSH in names
+        self.channels_last = CHANNELS_LAST in names
+        self.compile = COMPILE in names
+        self.bf16 = BF16 in names and _has_bf16(device)
+        if BF16 in names and not self.bf16:
+            warnings.warn(f"speedups: {device.type} has no fast bfloat16 here; going on in float32.", stacklevel=2)
+
+    def prepare(self, optimizer: th.optim.Optimizer) -> None:
+        """
+        Switch the optimizer's fused kernel on, or back to what it was made with. Its state may have come from a file.
+
+        :param optimizer: the policy's
+        """
+        made_with = optimizer.defaults
+        if "fused" not in made_with:
+            return
+        undecided = made_with["fused"] is None and not made_with.get("foreach") and not made_with.get("differentiable")
+        fused = True if self.fused and undecided else made_with["fused"]
+        for group in optimizer.param_groups:
+            if group["fused"] == fused:
+                continue
+            group["fused"] = fused
+            for parameter in group["params"]:
+                state = optimizer.state.get(parameter, {})
+                if "step" in state:  # the fused kernel wants it beside the weights, the others on the CPU
+                    state["step"] = state["step"].to(parameter.device if fused else "cpu")
+
+    def step(self, optimizer: th.optim.Optimizer, update: int) -> None:
+        """
+        Do the optimizer's step, and now and then free its state from denormal numbers.
+
+        :param optimizer: the policy's
+        :param update: number of the step in the whole run
+        """
+        optimizer.step()
+        if self.flush and update % FLUSH_INTERVAL == 0:
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, th.Tensor) and value.is_floating_point():
+                        value.masked_fill_(value.abs() < NEGLIGIBLE, 0.0)
+
+    def arrange(self, observations: PyTorchObs) -> PyTorchObs:
+        """
+        :param observations: a batch of them
+        :return: the same numbers; images, of shape (batch, channels, height, width), in the wanted memory order
+        """
+        if not self.channels_last:
+            return observations
+        if isinstance(observations, dict):
+            return {name: _in_channels_last(part) for name, part in observations.items()}
+        return _in_channels_last(observations)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """
+        :return: the context for one pass through one network. (A context that outlives ``no_grad`` would keep
+            weights that were cast without a gradient.)
+        """
+        return th.autocast(self.device.type, dtype=th.bfloat16) if self.bf16 else nullcontext()
+
+    def compiled(self, method: Callable[..., Result]) -> Callable[..., Result]:
+        """
+        :param method: of tensors, without side effects
+        :return: the same, compiled at its first call; as it is if that fails, or if it was not asked for
+        """
+        return _CompiledOrNot(method) if self.compile else method
+
+
+class _CompiledOrNot(Generic[Result]):
+    def __init__(self, method: Callable[..., Result]) -> None:
+        self.method = method
+        self.compiled: Callable[..., Result] | None = None
+        self.failed = False
+
+    def __call__(self, *args: object) -> Result:
+        if self.failed:
+            return self.method(*args)
+        try:
+            self.compiled = self.compiled or th.compile(_with_code_of_its_own(self.method), dynamic=False)
+            return self.compiled(*args)
+        except Exception as error:
+            result = self.method(*args)  # an error of the method itself is raised here, as it is
+            self.failed = True
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            warnings.warn(f"speedups: torch.compile failed ({reason}); going on without it.", stacklevel=3)
+            return result
+
+
+def _with_code_of_its_own(method: Any) -> Any:
+    # torch.compile keeps eight versions of one piece of code, for all models of a process: a study makes more of them
+    function = method.__func__
+    copied = FunctionType(function.__code__.replace(), function.__globals__)
+    return MethodType(copied, method.__self__)
+
+
+def _names(wanted: Speed) -> Sequence[str]:
+    if isinstance(wanted, str):
+        names = PRESETS.get(wanted, (wanted,))
+    else:
+        names = tuple(wanted) if isinstance(wanted, Sequence) else (wanted,)
+    for name in names:
+        if name not in NAMES:
+            near = difflib.get_close_matches(str(name), [*PRESETS, *NAMES], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(
+                f"speedups={wanted!r} must be one of {', '.join(PRESETS)}, or a list of {', '.join(NAMES)}{hint}"
+            )
+    return names
+
+
+def _in_channels_last(part: th.Tensor) -> th.Tensor:
+    return part.contiguous(memory_format=th.channels_last) if part.dim() == 4 else part
+
+
+def _has_bf16(device: th.device) -> bool:
+    if device.type == "cuda":
+        return bool(th.cuda.is_bf16_supported(including_emulation=False))
+    # without AMX, bfloat16 is slower than float32 (0.8 times as fast, on a processor with AVX512_BF16 alone)
+    return device.type == "cpu" and bool(th.cpu._is_amx_tile_supported())
