@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import (
@@ -18,10 +19,14 @@ from stable_baselines3.common.type_aliases import (
     ReplayBufferSamples,
     RolloutReturn,
     Schedule,
+    TrainFreq,
+    TrainFrequencyUnit,
 )
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
+from sb3_per_dqn.overlap import OverlappedVecEnv
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_per_dqn.replay.prioritized_buffer import (
     PrioritizedReplayBuffer,
@@ -60,6 +65,9 @@ class PerDoubleDQN(DQN):
     :param per_env_exploration: decide for each environment whether it explores; SB3 tosses one coin for all of them
     :param speedups: faster arithmetic: ``"none"``, ``"safe"`` (float32, other rounding), ``"max"`` (compiled and in
         bfloat16 as well), or a list of names, see :class:`~sb3_per_dqn.speedups.Speedups`
+    :param train_while_stepping: do the gradient steps that follow a rollout during the steps of the next one, between
+        ``step_async`` and ``step_wait``: worker processes and the learner then work at the same time. A gradient step
+        does not see the steps under way; apart from that nothing changes, and a seed gives one result
     :param kwargs: further arguments of SB3's ``DQN``
     :raises ValueError: if an argument is out of range
     """
@@ -93,6 +101,7 @@ class PerDoubleDQN(DQN):
         exploration: ScheduleLike | None = None,
         per_env_exploration: bool = True,
         speedups: Speed = "safe",
+        train_while_stepping: bool = False,
         **kwargs: Any,
     ) -> None:
         # Stored as given and turned into objects in _setup_model(): SB3's load() writes to __dict__ and calls that
@@ -104,6 +113,9 @@ class PerDoubleDQN(DQN):
         self.exploration = exploration
         self.per_env_exploration = per_env_exploration
         self.speedups = speedups
+        self.train_while_stepping = train_while_stepping
+        self._deferring = False
+        self._owed_gradient_steps = 0
         super().__init__(policy, env, *args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -182,9 +194,32 @@ class PerDoubleDQN(DQN):
                 buffer.end_segments()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        *args: Any,
+        **kwargs: Any,
+    ) -> RolloutReturn:
+        """
+        SB3's, with gradient steps meanwhile if ``train_while_stepping``.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param train_freq: How much experience to collect
+        :param replay_buffer: where transitions are stored
+        :param args: further arguments of SB3's method
+        :param kwargs: further arguments of SB3's method
+        :return: what was collected
+        """
+        if self._deferring:
+            steps = train_freq.frequency if train_freq.unit == TrainFrequencyUnit.STEP else 1
+            share = math.ceil(self._owed_gradient_steps / steps)
+            env = OverlappedVecEnv(env, lambda: self._pay_gradient_steps(share))
         try:
-            rollout = super().collect_rollouts(*args, **kwargs)
+            rollout = super().collect_rollouts(env, callback, train_freq, replay_buffer, *args, **kwargs)
         except BaseException:
             self._break_off()
             raise
@@ -206,6 +241,18 @@ class PerDoubleDQN(DQN):
         :param batch_size: transitions for each of them
         :raises ValueError: if a TD error is not finite, naming the step
         """
+        if self._deferring:
+            self._owed_gradient_steps += gradient_steps
+        else:
+            self._train(gradient_steps, batch_size)
+
+    def _pay_gradient_steps(self, at_most: int) -> None:
+        gradient_steps = min(at_most, self._owed_gradient_steps)
+        if gradient_steps > 0:
+            self._owed_gradient_steps -= gradient_steps
+            self._train(gradient_steps, self.batch_size)
+
+    def _train(self, gradient_steps: int, batch_size: int) -> None:
         buffer: Any = self.replay_buffer
         prioritized = isinstance(buffer, PrioritizedReplayBuffer)
         if prioritized and not buffer.drawable:
@@ -332,7 +379,7 @@ class PerDoubleDQN(DQN):
             warnings.warn(f"The loaded replay buffer differs from the model's: it stays {kept}.", stacklevel=2)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_speedups", "_loss_and_errors"]
+        return [*super()._excluded_save_params(), "_speedups", "_loss_and_errors", "_deferring"]
 
     def dump_logs(self) -> None:
         if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
@@ -375,4 +422,10 @@ class PerDoubleDQN(DQN):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfPerDoubleDQN:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        self._deferring = self.train_while_stepping
+        try:
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+            self._pay_gradient_steps(self._owed_gradient_steps)
+        finally:
+            self._deferring = False
+        return self
