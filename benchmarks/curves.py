@@ -19,6 +19,15 @@ NAMES = {"dqn": "SB3's DQN", "per_ddqn": "PerDoubleDQN"}
 GRID_POINTS = 500
 
 
+def name_of(algo: str) -> str:
+    """
+    :param algo: as in the file of a run: a name, and what was set
+    :return: for readers
+    """
+    name, *changes = algo.split(", ")
+    return ", ".join([NAMES[name], *changes])
+
+
 def load_runs(folder: Path, env_id: str) -> dict[str, list[dict[str, Any]]]:
     runs = defaultdict(list)
     for path in sorted(folder.glob(f"{env_id.replace('/', '-')}_*.json")):
@@ -40,7 +49,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], env_id: str, path: Path) -> None
     for algo, seeds in runs.items():
         grid = np.linspace(0, max(run["n_timesteps"] for run in seeds), GRID_POINTS)
         curves = np.stack([curve(run, grid) for run in seeds])
-        label = f"{NAMES[algo]} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+        label = f"{name_of(algo)} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
         (line,) = ax.plot(grid, curves.mean(axis=0), label=label)
         ax.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set_title(env_id)
@@ -61,7 +70,7 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         evaluation = [np.mean(run["evaluation"]) for run in seeds]
         seconds = [run["seconds"] for run in seeds]
         cells = [_spread(last), _spread(evaluation), f"{min(seconds):.0f}–{max(seconds):.0f}"]
-        lines.append(f"| {NAMES[algo]} | {len(seeds)} | {' | '.join(cells)} |")
+        lines.append(f"| {name_of(algo)} | {len(seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

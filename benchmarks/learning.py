@@ -4,7 +4,8 @@ Learning curves: PerDoubleDQN beside SB3's DQN with the same settings.
     python -m benchmarks.learning hyperparams/breakout_200k.yml BreakoutNoFrameskip-v4 --algo dqn --seed 0
 
 Both algorithms read one file of hyperparameters. SB3's DQN gets all that it knows, the same epsilon schedule, and the
-same network without the dueling streams. One JSON file per run: every finished game, the settings, and an evaluation.
+same network without the dueling streams; ``--set KEY=VALUE`` gives PerDoubleDQN an argument that is not in the file.
+One JSON file per run: every finished game, the settings, and an evaluation.
 """
 
 import argparse
@@ -84,6 +85,9 @@ def main() -> None:
     parser.add_argument("env")
     parser.add_argument("--algo", choices=["dqn", "per_ddqn"], default="per_ddqn")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of PerDoubleDQN, as in YAML"
+    )
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("-n", "--n-timesteps", type=int)
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
@@ -93,6 +97,10 @@ def main() -> None:
     if args.env.startswith("MinAtar/"):
         register_minatar()
     settings = yaml.safe_load(args.conf_file.read_text())[args.env]
+    if args.set and args.algo == "dqn":
+        parser.error(f"--set {' '.join(args.set)} is for --algo per_ddqn: leave it out.")
+    settings |= {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in args.set)}
+    algo = ", ".join([args.algo, *args.set])
     n_timesteps = args.n_timesteps or int(settings["n_timesteps"])
     env = make_env(args.env, settings, settings["n_envs"], args.seed, evaluation=False)
     model = make_model(args.algo, env, settings, args.seed)
@@ -107,7 +115,7 @@ def main() -> None:
 
     result = {
         "env": args.env,
-        "algo": args.algo,
+        "algo": algo,
         "seed": args.seed,
         "n_timesteps": n_timesteps,
         "settings": {**settings, "conf_file": str(args.conf_file)},
@@ -117,7 +125,7 @@ def main() -> None:
         "evaluation": scores,
         "episodes": log.episodes,
     }
-    name = f"{args.env.replace('/', '-')}_{args.algo}_{n_timesteps}_{args.seed}"
+    name = f"{args.env.replace('/', '-')}_{algo.replace(', ', '_')}_{n_timesteps}_{args.seed}"
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
     last = np.mean([episode[1] for episode in log.episodes[-100:]])

