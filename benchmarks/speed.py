@@ -8,7 +8,8 @@ ratios within one round. The floor is the gradient step of the same network on o
 without environments or replay.
 
 Libraries other than Stable-Baselines3 stand in ``benchmarks/speed_peers.py``; ``--python torchrl=PATH`` names the
-interpreter beside which one is installed, and adds it.
+interpreter beside which one is installed, and adds it. Eight games and a learner for each contestant take memory, some
+15 GB for all; ``--only`` picks. Each of the speedups alone is measured only if it is picked (``"ours, fused"``, ...).
 """
 
 import argparse
@@ -28,6 +29,7 @@ import torch as th
 
 from benchmarks.priorities import positive
 from benchmarks.speed_contestants import CONTESTANTS, FLOORS, TASKS
+from sb3_per_dqn.speedups import NAMES
 
 REFERENCE = "SB3's DQN"
 NATIVE = [f"ours, {speed}, while stepping, native" for speed in ("safe", "max")]
@@ -159,7 +161,8 @@ def main() -> None:
     args = parser.parse_args()
 
     all_commands = commands(args.task, dict(pair.split("=", 1) for pair in args.python))
-    wanted = list(all_commands) if args.only is None else [REFERENCE, *args.only]
+    alone = [f"ours, {name}" for name in NAMES]
+    wanted = [name for name in all_commands if name not in alone] if args.only is None else [REFERENCE, *args.only]
     contestants: dict[str, Contestant] = {}
     try:
         for name in wanted:

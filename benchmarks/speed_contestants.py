@@ -24,6 +24,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_per_dqn import PerDoubleDQN, make_atari_vec_env
+from sb3_per_dqn.speedups import NAMES
 
 # The seed experiment's shape: 8 games x 4 steps, then 8 gradient steps of 32, and its buffer; learning starts at once
 BREAKOUT: dict[str, Any] = {
@@ -72,6 +73,7 @@ CONTESTANTS: dict[str, tuple[type[OffPolicyAlgorithm], dict[str, Any]]] = {
     "ours, safe, while stepping": (PerDoubleDQN, {"train_while_stepping": True}),
     "ours, max, while stepping": (PerDoubleDQN, {"speedups": "max", "train_while_stepping": True}),
 }
+CONTESTANTS |= {f"ours, {name}": (PerDoubleDQN, {"speedups": name}) for name in NAMES}
 # The same network on one batch that is already in place: no environments, no replay
 FLOORS = {"floor, none": "none", "floor, safe": "safe", "floor, max": "max"}
 
@@ -179,6 +181,7 @@ def floor(task: str, name: str) -> tuple[Any, Callable[[int], None]]:
     settings = {**TASKS[task], "speedups": FLOORS[name], "prioritized_replay": False, "learning_starts": 10**6}
     model: Any = PerDoubleDQN(env=make_env(task, native=False), seed=0, **settings)
     model.learn(256)
+    model.env.close()  # its processes would only take memory from the other contestants
     batch = model.replay_buffer.sample(settings["batch_size"])
     model.replay_buffer.sample = lambda *args, **kwargs: ReplayBufferSamples(*batch)
     per_env_step = settings["gradient_steps"] / (settings["train_freq"] * model.n_envs)
@@ -209,7 +212,8 @@ def main() -> None:
         seconds = time.perf_counter() - start
         answer |= {"seconds": seconds, "env_steps": env_steps, "gradient_steps": model._n_updates - updates}
         print(json.dumps(answer), flush=True)
-    model.env.close()
+    if name not in FLOORS:
+        model.env.close()
 
 
 def timed_parts(model: Any, learn: Callable[[int], None], env_steps: int) -> dict[str, float]:
