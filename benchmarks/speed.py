@@ -35,7 +35,7 @@ REFERENCE = "SB3's DQN"
 NATIVE = [f"ours, {speed}, while stepping, native" for speed in ("safe", "max")]
 # what happens once for each step of the vectorized environment, and what once for each gradient step
 ACTING = ("act", "step", "add")
-LEARNING = ("sample", "forward and loss", "backward", "optimizer", "priorities")
+LEARNING = ("sample", "copy to device", "forward and loss", "backward", "optimizer", "priorities")
 HERE = Path(__file__).parent
 
 
@@ -160,7 +160,16 @@ def main() -> None:
     parser.add_argument("--python", nargs="*", default=[], metavar="NAME=PATH", help="libraries installed elsewhere")
     args = parser.parse_args()
 
+    if args.python and args.task != "breakout":
+        parser.error(f"--python {' '.join(args.python)}: these libraries play breakout alone")
+    if not all("=" in pair for pair in args.python):
+        parser.error(f"--python {' '.join(args.python)}: give NAME=PATH")
+    if args.task == "breakout" and args.steps % 32:
+        parser.error(f"--steps {args.steps}: give a multiple of 32, whole rollouts")
     all_commands = commands(args.task, dict(pair.split("=", 1) for pair in args.python))
+    unknown = set(args.only or []) - (all_commands.keys() - {REFERENCE})
+    if unknown:
+        parser.error(f"--only {', '.join(unknown)}: known are {', '.join(all_commands.keys() - {REFERENCE})}")
     alone = [f"ours, {name}" for name in NAMES]
     wanted = [name for name in all_commands if name not in alone] if args.only is None else [REFERENCE, *args.only]
     contestants: dict[str, Contestant] = {}

@@ -9,7 +9,6 @@ reads, it makes N environment steps, with the gradient steps that go with them, 
 import json
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -198,19 +197,19 @@ def main() -> None:
     task, name = sys.argv[1:3]
     native = name.endswith(", native")
     name = name.removesuffix(", native")
-    warnings.filterwarnings("ignore", "speedups")
     model, learn = floor(task, name) if name in FLOORS else learner(task, name, native)
     print("ready", flush=True)
     for line in sys.stdin:
         with_parts, env_steps = "parts" in line, int(line.split()[-1])
-        updates, start = model._n_updates, time.perf_counter()
+        updates, timesteps, start = model._n_updates, model.num_timesteps, time.perf_counter()
         if with_parts:
             answer: dict[str, Any] = {"parts": timed_parts(model, learn, env_steps)}
         else:
             learn(env_steps)
             answer = {}
         seconds = time.perf_counter() - start
-        answer |= {"seconds": seconds, "env_steps": env_steps, "gradient_steps": model._n_updates - updates}
+        made = env_steps if name in FLOORS else model.num_timesteps - timesteps
+        answer |= {"seconds": seconds, "env_steps": made, "gradient_steps": model._n_updates - updates}
         print(json.dumps(answer), flush=True)
     if name not in FLOORS:
         model.env.close()

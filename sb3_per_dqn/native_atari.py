@@ -119,24 +119,8 @@ class NativeGame:
         self.settings = settings
         self.spec = gym.spec(settings.env_id)
         self.evaluation = settings.evaluation
-        id_kwargs = settings.id_kwargs
         self._noops_by_emulator = settings.id_frame_skip == 1  # it counts them in single frames
-        self._emulator = AtariVectorEnv(
-            id_kwargs["game"],
-            num_envs=1,
-            num_threads=1,
-            stack_num=1,
-            max_num_frames_per_episode=NO_LIMIT,  # it would end in the middle of an action, with an old picture
-            repeat_action_probability=id_kwargs["repeat_action_probability"],
-            full_action_space=id_kwargs["full_action_space"],
-            img_height=settings.screen_size,
-            img_width=settings.screen_size,
-            frameskip=int(settings.frame_skip),
-            maxpool=settings.frame_skip > settings.id_frame_skip,
-            noop_max=settings.noop_max + 1 if self._noops_by_emulator else 0,  # it draws from 0 to noop_max - 1
-            reward_clipping=False,  # it would lose the score
-            use_fire_reset=False,  # it would press for one frame, at the start of a game only
-        )
+        self._emulator = self._make_emulator()
         meanings = self.get_action_meanings()
         self._fires = "FIRE" in meanings
         self.n_actions = len(meanings)
@@ -153,6 +137,25 @@ class NativeGame:
         self.truncated = self.life_lost = False
         self.score = self.reward = self.lives = 0
         self.info: dict[str, Any] = {}
+
+    def _make_emulator(self) -> AtariVectorEnv:
+        settings, id_kwargs = self.settings, self.settings.id_kwargs
+        return AtariVectorEnv(
+            id_kwargs["game"],
+            num_envs=1,
+            num_threads=1,
+            stack_num=1,
+            max_num_frames_per_episode=NO_LIMIT,  # it would end in the middle of an action, with an old picture
+            repeat_action_probability=id_kwargs["repeat_action_probability"],
+            full_action_space=id_kwargs["full_action_space"],
+            img_height=settings.screen_size,
+            img_width=settings.screen_size,
+            frameskip=int(settings.frame_skip),
+            maxpool=settings.frame_skip > settings.id_frame_skip,
+            noop_max=settings.noop_max + 1 if self._noops_by_emulator else 0,  # it draws from 0 to noop_max - 1
+            reward_clipping=False,  # it would lose the score
+            use_fire_reset=False,  # it would press for one frame, at the start of a game only
+        )
 
     def get_action_meanings(self) -> list[str]:
         """
@@ -199,15 +202,23 @@ class NativeGame:
     def _press(self, action: int) -> None:
         if self._is_playing:  # the emulator would mix up the two answers
             raise RuntimeError("step_async() was called again without step_wait() or reset().")
-        self._emulator.send(np.array([action]))
-        self._is_playing = True
+        try:
+            self._emulator.send(np.array([action]))
+            self._is_playing = True
+        except BaseException:
+            self._abandon_emulator()
+            raise
 
     def step_wait(self) -> None:
         """Wait for the end of the action that was begun."""
         if not self._is_playing:  # the emulator would wait for ever
             raise RuntimeError("step_wait() was called without step_async().")
-        frames, rewards, terminations, _, numbers = self._emulator.recv()
-        self._is_playing = False
+        try:
+            frames, rewards, terminations, _, numbers = self._emulator.recv()
+            self._is_playing = False
+        except BaseException:
+            self._abandon_emulator()
+            raise
         lives_before = self.lives
         self._look(frames, numbers)
         self.reward = int(rewards[0])
@@ -217,6 +228,13 @@ class NativeGame:
         self.life_lost = self.settings.terminal_on_life_loss and 0 < self.lives < lives_before
         if self.is_over:
             self._report_game()
+
+    def _abandon_emulator(self) -> None:
+        # Ctrl-C, say: whether it still owes an answer is not known, and to ask for one that it does not would never end
+        self._emulator = self._make_emulator()
+        self._next_seed = int(self._rng.integers(2**31))
+        self._is_playing = False
+        self.terminated = True
 
     def _look(self, frames: Any, numbers: dict[str, Any]) -> None:
         self.frame = frames[0, 0]

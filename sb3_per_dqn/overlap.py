@@ -1,6 +1,7 @@
 """Learning while the environments step."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -31,6 +32,7 @@ class OverlappedVecEnv(VecEnvWrapper):
         try:
             self.meanwhile()
         except BaseException:
-            self.venv.step_wait()  # or the next reset would read the workers' answers to this step as its own
+            with suppress(Exception):  # the workers may be gone, and what happened first is what matters
+                self.venv.step_wait()  # or the next reset would read the workers' answers to this step as its own
             raise
         return self.venv.step_wait()

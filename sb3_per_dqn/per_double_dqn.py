@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
@@ -66,8 +66,9 @@ class PerDoubleDQN(DQN):
     :param speedups: faster arithmetic: ``"none"``, ``"safe"`` (float32, other rounding), ``"max"`` (compiled and in
         bfloat16 as well), or a list of names, see :class:`~sb3_per_dqn.speedups.Speedups`
     :param train_while_stepping: do the gradient steps that follow a rollout during the steps of the next one, between
-        ``step_async`` and ``step_wait``: worker processes and the learner then work at the same time. A gradient step
-        does not see the steps under way; apart from that nothing changes, and a seed gives one result
+        ``step_async`` and ``step_wait``: worker processes and the learner then work at the same time. Actions are
+        chosen, and transitions seen by gradient steps, a little earlier or later than otherwise; there are as many
+        gradient steps, the last ones after the callbacks' ``on_training_end``, and a seed gives one result
     :param kwargs: further arguments of SB3's ``DQN``
     :raises ValueError: if an argument is out of range
     """
@@ -128,6 +129,7 @@ class PerDoubleDQN(DQN):
         self._choose_replay_buffer()
         super()._setup_model()
         self.replay_buffer_class, self.replay_buffer_kwargs, self.n_steps = given
+        self._speedups.probe(self.policy)
         if self.exploration is not None:
             self.exploration_schedule = as_schedule(self.exploration, "exploration")
 
@@ -188,6 +190,13 @@ class PerDoubleDQN(DQN):
                 f"buffer_size={self.buffer_size} holds {stored} transitions, fewer than batch_size={self.batch_size}: "
                 "make the buffer larger or the batch smaller."
             )
+        if self.train_while_stepping and isinstance(buffer, HerReplayBuffer):
+            raise ValueError(
+                "train_while_stepping=True: HerReplayBuffer asks the environments for rewards while they step: "
+                "pass train_while_stepping=False."
+            )
+        if reset_num_timesteps:
+            self._owed_gradient_steps = 0
         if isinstance(buffer, PrioritizedReplayBuffer):
             buffer.expect(total_timesteps)
             if reset_num_timesteps or self._last_obs is None:  # SB3 resets the environments
@@ -255,8 +264,8 @@ class PerDoubleDQN(DQN):
     def _train(self, gradient_steps: int, batch_size: int) -> None:
         buffer: Any = self.replay_buffer
         prioritized = isinstance(buffer, PrioritizedReplayBuffer)
-        if prioritized and not buffer.drawable:
-            return  # no n-step window is complete yet
+        if gradient_steps < 1 or (prioritized and not buffer.drawable):
+            return  # or no n-step window is complete yet
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
@@ -361,7 +370,7 @@ class PerDoubleDQN(DQN):
 
         :param path: path to the file, or an open file
         :param truncate_last_traj: as in SB3, for ``HerReplayBuffer``
-        :raises ValueError: if the buffer holds another number of environments
+        :raises ValueError: if the buffer's environments, observations or actions are not the model's
         """
         before = self.replay_buffer
         super().load_replay_buffer(path, truncate_last_traj)
@@ -369,17 +378,24 @@ class PerDoubleDQN(DQN):
         if buffer.n_envs != self.n_envs:
             self.replay_buffer = before
             raise ValueError(f"path={path}: a buffer of {buffer.n_envs} environments, and the model has {self.n_envs}.")
+        for mine, other in (
+            (self.observation_space, buffer.observation_space),
+            (self.action_space, buffer.action_space),
+        ):
+            if not _is_alike(mine, other):
+                self.replay_buffer = before
+                raise ValueError(f"path={path}: a buffer for {other}, and the model has {mine}.")
         if isinstance(buffer, PrioritizedReplayBuffer):
             buffer.end_segments()  # what the environments do next does not follow what is stored
-        names = ("alpha", "eps", "n_steps", "gamma") if isinstance(before, PrioritizedReplayBuffer) else ()
-        theirs = {name: getattr(buffer, name, None) for name in names}
+        names = ("buffer_size", "handle_timeout_termination", "alpha", "eps", "n_steps", "gamma")
+        theirs = {name: getattr(buffer, name, None) for name in names if hasattr(before, name)}
         other = [f"{name}={value}" for name, value in theirs.items() if value != getattr(before, name)]
         if type(buffer) is not type(before) or other:
             kept = ", ".join([type(buffer).__name__, *other])
             warnings.warn(f"The loaded replay buffer differs from the model's: it stays {kept}.", stacklevel=2)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_speedups", "_loss_and_errors", "_deferring"]
+        return [*super()._excluded_save_params(), "_speedups", "_loss_and_errors", "_deferring", "_owed_gradient_steps"]
 
     def dump_logs(self) -> None:
         if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
@@ -429,3 +445,16 @@ class PerDoubleDQN(DQN):
         finally:
             self._deferring = False
         return self
+
+
+def _is_alike(space: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
+    """
+    :param space: of observations or actions
+    :param other: likewise
+    :return: whether what is in the one is of the shape and dtype of what is in the other
+    """
+    if isinstance(space, spaces.Dict) and isinstance(other, spaces.Dict):
+        return space.keys() == other.keys() and all(_is_alike(space[key], other[key]) for key in space)
+    if isinstance(space, spaces.Box) and isinstance(other, spaces.Box):
+        return space.shape == other.shape and space.dtype == other.dtype
+    return bool(space == other)

@@ -7,8 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType, MethodType
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.dqn.policies import DQNPolicy
 
 FUSED, FLUSH, CHANNELS_LAST, COMPILE, BF16 = "fused", "flush", "channels_last", "compile", "bf16"
 NAMES = (FUSED, FLUSH, CHANNELS_LAST, COMPILE, BF16)
@@ -102,6 +105,32 @@ class Speedups:
         """
         return th.autocast(self.device.type, dtype=th.bfloat16) if self.bf16 else nullcontext()
 
+    def probe(self, policy: DQNPolicy) -> None:
+        """
+        Leave channels-last out, with a warning, if the policy's features extractor cannot take it (for it calls
+        ``view``, say, which wants the usual order).
+
+        :param policy: whose network is tried
+        """
+        if not self.channels_last:
+            return
+        samples = [policy.observation_space.sample() for _ in range(2)]
+        observations: PyTorchObs
+        if isinstance(policy.observation_space, spaces.Dict):
+            observations = {
+                name: th.as_tensor(np.stack([sample[name] for sample in samples]), device=policy.device)
+                for name in policy.observation_space.spaces
+            }
+        else:
+            observations = th.as_tensor(np.stack(samples), device=policy.device)
+        policy.set_training_mode(False)
+        try:
+            with th.no_grad():
+                policy.q_net(self.arrange(observations))
+        except RuntimeError as error:
+            self.channels_last = False
+            warnings.warn(f"speedups: going on without channels_last, as the network says: {error}", stacklevel=3)
+
     def compiled(self, method: Callable[..., Result]) -> Callable[..., Result]:
         """
         :param method: of tensors, without side effects
@@ -111,6 +140,10 @@ class Speedups:
 
 
 class _CompiledOrNot(Generic[Result]):
+    def __getstate__(self) -> dict[str, Any]:
+        # What is compiled holds the networks of one model: a copy compiles its own
+        return {**self.__dict__, "compiled": None}
+
     def __init__(self, method: Callable[..., Result]) -> None:
         self.method = method
         self.compiled: Callable[..., Result] | None = None

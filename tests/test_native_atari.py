@@ -446,6 +446,30 @@ def test_steps_out_of_turn_are_errors_and_do_not_wait_for_ever() -> None:
     other.close()
 
 
+@pytest.mark.parametrize("call", ["send", "recv"])
+def test_an_interrupt_leaves_no_answer_behind(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes when the emulator has been asked or has answered, and before that was noted."""
+    env = make_native(n_envs=2)
+    env.reset()
+    env.step(np.zeros(2, dtype=np.int64))
+    emulator = env.games[0]._emulator
+    real = getattr(emulator, call)
+
+    def interrupted(*args: Any) -> Any:
+        real(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(emulator, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        env.step(np.zeros(2, dtype=np.int64))
+    env.reset()
+    before = [info["episode_frame_number"] for info in env.reset_infos]
+    for step in range(1, 6):
+        infos = env.step(np.zeros(2, dtype=np.int64))[3]
+        assert [info["episode_frame_number"] for info in infos] == [number + 4 * step for number in before]
+    env.close()
+
+
 def test_closing_ends_the_threads() -> None:
     gc.collect()
     before = psutil.Process().num_threads()

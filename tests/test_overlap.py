@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import CallbackList, CheckpointCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_per_dqn import PerDoubleDQN
+from sb3_per_dqn.overlap import OverlappedVecEnv
 
 SETTINGS: dict[str, Any] = {
     "learning_starts": 40,
@@ -158,14 +161,60 @@ def test_outside_of_learn_training_is_at_once(tmp_path: Path) -> None:
     model.train(2, 16)
     assert model._n_updates == updates + 2
     loaded = PerDoubleDQN.load(tmp_path / "m_68_steps", env=cartpole())
-    assert (
-        loaded._owed_gradient_steps == 6
-    )  # of a rollout's 8, two in each of four steps: it will do them when it goes on
+    assert loaded._owed_gradient_steps == 0  # its buffer is not that of the run that owed some
     loaded.replay_buffer = model.replay_buffer
     loaded.set_logger(configure(None, []))
     updates = loaded._n_updates
     loaded.train(2, 16)
     assert loaded._n_updates == updates + 2
+
+
+def test_a_new_run_owes_nothing() -> None:
+    """Also after an error in the middle of a rollout that had earned gradient steps."""
+    model = PerDoubleDQN("MlpPolicy", cartpole(), train_while_stepping=True, gradient_steps=8, **SETTINGS)
+
+    def stop(locals_: Any, globals_: Any) -> bool:
+        if model.num_timesteps == 68:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(100, callback=stop)
+    assert model._owed_gradient_steps == 6  # of a rollout's 8, two in each of four steps
+    updates = model._n_updates
+    model.learn(32)
+    assert model._n_updates == updates
+    model.learn(16, reset_num_timesteps=False)
+    assert model._n_updates == updates + 8
+
+
+def test_hindsight_replay_is_refused() -> None:
+    """It asks the environments for rewards, whose answers would be taken for those to the step under way."""
+    env = make_vec_env(lambda: BitFlippingEnv(n_bits=4), 2)
+    model = PerDoubleDQN(
+        "MultiInputPolicy",
+        env,
+        replay_buffer_class=HerReplayBuffer,
+        prioritized_replay=False,
+        train_while_stepping=True,
+    )
+    with pytest.raises(ValueError, match=r"^train_while_stepping=True: HerReplayBuffer asks"):
+        model.learn(100)
+
+
+def test_the_first_error_is_the_one_that_is_raised() -> None:
+    class Gone(Spy):
+        def step_wait(self) -> Any:
+            raise EOFError("the workers are gone")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    env = OverlappedVecEnv(Gone(cartpole()), interrupted)
+    env.reset()
+    env.step_async(np.zeros(4, dtype=np.int64))
+    with pytest.raises(KeyboardInterrupt):
+        env.step_wait()
 
 
 def test_a_callback_that_stops_leaves_nothing_undone() -> None:

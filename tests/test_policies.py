@@ -1,5 +1,6 @@
 """The dueling network against its equation by hand, and the policies against SB3's."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -136,16 +137,26 @@ def test_target_network_is_an_equal_network_of_its_own(
 
 
 @EACH_POLICY
-def test_without_dueling_the_network_is_sb3s(policy_class: Any, sb3_class: Any, space: spaces.Space[Any]) -> None:
+@pytest.mark.parametrize("normalize_images", [True, False])
+def test_without_dueling_the_network_is_sb3s(
+    policy_class: Any, sb3_class: Any, space: spaces.Space[Any], normalize_images: bool
+) -> None:
     th.manual_seed(0)
-    ours = make(policy_class, space, dueling=False)
+    ours = make(policy_class, space, dueling=False, normalize_images=normalize_images)
     th.manual_seed(0)
-    theirs = make(sb3_class, space)
+    theirs = make(sb3_class, space, normalize_images=normalize_images)
     assert type(ours.q_net) is PlainQNetwork
     assert type(theirs.q_net) is sb3_policies.QNetwork
     mine, other = ours.state_dict(), theirs.state_dict()
     assert list(mine) == list(other)
     assert all(th.equal(mine[name], other[name]) for name in other)
+    given = observations(ours)
+    kept = copy.deepcopy(given)
+    with th.no_grad():
+        assert th.equal(ours.q_net(given), theirs.q_net(kept))
+        floats = {key: part.float() for key, part in given.items()} if isinstance(given, dict) else given.float()
+        assert th.equal(ours.q_net(floats), theirs.q_net(copy.deepcopy(floats)))
+        assert th.equal(ours.q_net(floats), theirs.q_net(floats))  # what was given has not been changed
 
 
 @EACH_POLICY

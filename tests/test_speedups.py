@@ -1,5 +1,6 @@
 """Faster arithmetic against the plain one: the same numbers within the precision asked for, and nothing lost."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_per_dqn import PerDoubleDQN, speedups
@@ -236,6 +238,57 @@ def test_a_model_goes_on_in_sb3(tmp_path: Path) -> None:
     theirs.set_parameters(str(tmp_path / "model"))
     assert_equal_networks(model, theirs)
     theirs.learn(30)
+
+
+class View(BaseFeaturesExtractor):
+    """Works on images in the usual memory order alone."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, int(np.prod(observation_space.shape)))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return observations.view(len(observations), -1)
+
+
+def test_an_extractor_that_cannot_take_channels_last_goes_on_without_it() -> None:
+    arguments = {"policy_kwargs": {"features_extractor_class": View}}
+    with pytest.warns(UserWarning, match="going on without channels_last, as the network says: view size") as caught:
+        model = make("CnnPolicy", FRAMES, "safe", **arguments)
+    assert len(caught) == 1
+    model.train(gradient_steps=2, batch_size=16)
+    assert model._speedups.fused
+    make("CnnPolicy", FRAMES, "none", **arguments).train(gradient_steps=2, batch_size=16)
+
+
+@pytest.mark.parametrize("speed", ["none", "safe", "compile"])
+def test_a_copy_learns_by_itself(speed: str) -> None:
+    model = make("MlpPolicy", VECTOR, speed)
+    model.train(gradient_steps=2, batch_size=16)
+    before = [parameter.clone() for parameter in model.q_net.parameters()]
+    twin = copy.deepcopy(model)
+    model.policy.optimizer.zero_grad()
+    twin.train(gradient_steps=2, batch_size=16)
+    assert all(th.equal(now, then) for now, then in zip(model.q_net.parameters(), before, strict=True))
+    assert all(parameter.grad is None for parameter in model.q_net.parameters())
+    assert not any(th.equal(now, then) for now, then in zip(twin.q_net.parameters(), before, strict=True))
+
+
+def test_training_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("CnnPolicy", FRAMES, "safe")
+    orders, updates = [], []
+    forward, step = model.q_net.forward, model._speedups.step
+
+    def seen(observations: th.Tensor) -> th.Tensor:
+        orders.append(observations.is_contiguous(memory_format=th.channels_last))
+        return forward(observations)
+
+    monkeypatch.setattr(model.q_net, "forward", seen)
+    monkeypatch.setattr(model._speedups, "step", lambda *args: (updates.append(args[1]), step(*args)))
+    model.train(gradient_steps=3, batch_size=16)
+    model.train(gradient_steps=1, batch_size=16)
+    assert orders == [True] * 8  # the next observations and these, in each of four
+    assert updates == [1, 2, 3, 4]
+    assert model.policy.optimizer.param_groups[0]["fused"]
 
 
 def test_deterministic_mode_works() -> None:

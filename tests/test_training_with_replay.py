@@ -216,13 +216,37 @@ def test_a_loaded_buffer_that_differs_from_the_model_is_named(tmp_path: Path) ->
         other.load_replay_buffer(tmp_path / "buffer")
     theirs = DQN("MlpPolicy", corridor(), buffer_size=50, device="cpu")
     theirs.save_replay_buffer(tmp_path / "theirs")
-    with pytest.warns(UserWarning, match="differs.* ReplayBuffer, alpha=None"):
+    with pytest.warns(UserWarning, match="differs.* ReplayBuffer, .*alpha=None"):
         other.load_replay_buffer(tmp_path / "theirs")
+    n_step = make(corridor(), prioritized_replay=False, n_steps=3)
+    n_step.save_replay_buffer(tmp_path / "n_step")
+    with pytest.warns(UserWarning, match="differs.* NStepReplayBuffer, buffer_size=.*, n_steps=3"):
+        make(corridor(), prioritized_replay=False, n_steps=2, buffer_size=60).load_replay_buffer(tmp_path / "n_step")
     single = make(make_vec_env(Corridor, 1))
     before = single.replay_buffer
     with pytest.raises(ValueError, match="a buffer of 2 environments, and the model has 1"):
         single.load_replay_buffer(tmp_path / "buffer")
     assert single.replay_buffer is before
+
+
+@pytest.mark.parametrize("env", ["Acrobot-v1", "MountainCar-v0"])
+def test_a_loaded_buffer_of_another_environment_is_refused(env: str, tmp_path: Path) -> None:
+    model = make(make_vec_env("CartPole-v1", 2))
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = make(make_vec_env(env, 2))
+    before = other.replay_buffer
+    with pytest.raises(ValueError, match=r"buffer: a buffer for Box\(.*\(4,\), float32\), and the model has Box"):
+        other.load_replay_buffer(tmp_path / "buffer")
+    assert other.replay_buffer is before
+
+
+def test_a_loaded_buffer_of_other_actions_is_refused(tmp_path: Path) -> None:
+    model = make(make_vec_env("CartPole-v1", 2))
+    assert model.replay_buffer is not None
+    model.replay_buffer.action_space = spaces.Discrete(5)
+    model.save_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match=r"a buffer for Discrete\(5\), and the model has Discrete\(2\)"):
+        make(make_vec_env("CartPole-v1", 2)).load_replay_buffer(tmp_path / "buffer")
 
 
 # -------------------------------------------------------------------------------------------------------------- frames
@@ -253,7 +277,9 @@ def test_pictures_that_are_no_stacks_are_kept_whole() -> None:
 def test_demanded_frames_that_are_none_end_the_run_in_one_line() -> None:
     env = make_vec_env(lambda: Frames((36, 36, 3)), 2, seed=0)
     model = make(env, "CnnPolicy", replay_buffer_kwargs={"single_frames": True})
-    with pytest.raises(ValueError, match="at step 0 the observation of environment 0 is no sliding stack"):
+    with pytest.raises(
+        ValueError, match="at step 0 of the buffer the observation of environment 0 is no sliding stack"
+    ):
         model.learn(60)
 
 
@@ -336,7 +362,7 @@ def test_every_slot_of_a_breakout_run(compress_frames: bool) -> None:
 def test_memory_that_will_not_fit_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prioritized_buffer, "available_memory", lambda: 10**6)
     model = make(stacked_frames(), "CnnPolicy", buffer_size=90_000)
-    with pytest.raises(ValueError, match=r"^buffer_size=90000 needs 0.117 GB of memory.*buffer_size=7\d\d would fit"):
+    with pytest.raises(ValueError, match=r"^buffer_size=90000 needs 0.121 GB of memory.*buffer_size=6\d\d would fit"):
         model.learn(10**6)
     assert model.num_timesteps == 0
     model.learn(30)  # which needs less
@@ -346,7 +372,7 @@ def test_a_fallback_that_will_not_fit_is_refused_before_training(monkeypatch: py
     """As stacks of three it would fit; what the first step shows to be whole pictures does not."""
     monkeypatch.setattr(prioritized_buffer, "available_memory", lambda: 3 * 10**6)
     model = make(make_vec_env(lambda: Frames((36, 36, 3)), 2, seed=0), "CnnPolicy", buffer_size=1000)
-    with pytest.raises(ValueError, match=r"^buffer_size=1000 needs 0.00778 GB of memory"):
+    with pytest.raises(ValueError, match=r"^buffer_size=1000 needs 0.00782 GB of memory"):
         model.learn(1000)
     assert model.num_timesteps == 2
     assert buffer_of(model).size() == 0

@@ -85,8 +85,9 @@ class ArrayStore:
 
     def __init__(self, rows: int, n_envs: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self._rows = rows
+        # zeros_like() would write all pages, where zeros() takes each when it is first written to
         self._observations = np.zeros((rows, n_envs, *shape), dtype=dtype)
-        self._next_observations = np.zeros_like(self._observations)
+        self._next_observations = np.zeros((rows, n_envs, *shape), dtype=dtype)
 
     @staticmethod
     def nbytes_of(rows: int, n_envs: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> int:
@@ -177,9 +178,9 @@ class AdaptiveStore:
         if self._single_frames and not layouts:
             jumps = _jumps(self._layouts[0], obs, next_obs, uses_next)
             raise ValueError(
-                f"single_frames=True, but at step {step} the {self._name} of environment {np.flatnonzero(jumps)[0]} "
-                "is no sliding stack of frames (the next one must repeat all of its frames but the oldest): "
-                "pass single_frames=None to keep whole arrays in such a case."
+                f"single_frames=True, but at step {step} of the buffer the {self._name} of environment "
+                f"{np.flatnonzero(jumps)[0]} is no sliding stack of frames (the next one must repeat all of its frames "
+                "but the oldest): pass single_frames=None to keep whole arrays in such a case."
             )
         if self._layouts and not layouts:
             self._warn_of_whole_arrays(step)
@@ -271,6 +272,9 @@ class DictStore:
         return sum(store.nbytes for store in self._stores.values())
 
     def prepare(self, step: int, obs: Mapping[str, Array], next_obs: Mapping[str, Array], uses_next: Array) -> Array:
+        missing = self._stores.keys() - (obs.keys() & next_obs.keys())
+        if missing:
+            raise ValueError(f"the observation lacks {', '.join(sorted(missing))}, which the observation space has.")
         follows = [store.prepare(step, obs[key], next_obs[key], uses_next) for key, store in self._stores.items()]
         result: Array = np.logical_and.reduce(follows)
         return result

@@ -134,6 +134,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         transitions = self.actions.nbytes + self.rewards.nbytes + self.dones.nbytes + self.timeouts.nbytes
         return trees + transitions + self._store.nbytes
 
+    @property
+    def _slot_nbytes(self) -> int:
+        """Bytes of a transition without its observations: the leaves of three trees, and what stands above them."""
+        return 25 + self.action_dim * np.dtype(self._action_dtype).itemsize + 3 * np.dtype(np.float32).itemsize
+
     def expect(self, transitions: int) -> None:
         """
         Say how many transitions are to come, so that memory is asked for these and not for a full buffer.
@@ -152,23 +157,26 @@ class PrioritizedReplayBuffer(ReplayBuffer):
                 f"buffer_size={self.capacity} holds {self.buffer_size} steps of {self.n_envs} environments, fewer than "
                 f"n_steps={self.n_steps}: make the buffer larger."
             )
-        a_step = self._store.full_nbytes / self.buffer_size
-        # Arrays grow as they are filled; those of a loaded buffer are there already
-        there = 0 if self._store.moves else self.buffer_size if self._is_loaded else self._steps
-        steps = max(min(self._last_step, self.buffer_size) - min(there, self.buffer_size), 0)
+        observations, rest = self._store.full_nbytes / self.buffer_size, self._slot_nbytes * self.n_envs  # of a step
+        # Arrays grow as they are filled; those of a loaded buffer are there already, and observations that move are not
+        there = self.buffer_size if self._is_loaded else min(self._steps, self.buffer_size)
+        kept = 0 if self._store.moves else there
+        last = min(self._last_step, self.buffer_size)
+        needed = max(last - kept, 0) * observations + max(last - there, 0) * rest
         available = available_memory()
-        if steps * a_step > available:
+        if needed > available:
             # Sixteen fewer, as a smaller ring of frames has as many rows of history, and of a group to spare
-            fits = max(int(available / a_step) + min(there, self.buffer_size) - 16, 0) * self.n_envs
+            fits = (int(available / (observations + rest)) + kept - 16) * self.n_envs
             raise ValueError(
-                f"buffer_size={self.capacity} needs {steps * a_step / 1e9:.3g} GB of memory, of which "
-                f"{available / 1e9:.3g} GB are available: buffer_size={fits} would fit."
+                f"buffer_size={self.capacity} needs {needed / 1e9:.3g} GB of memory, of which "
+                f"{available / 1e9:.3g} GB are available: "
+                + (f"buffer_size={fits} would fit." if fits > 0 else "free some memory.")
             )
         self._checked_nbytes = self._store.full_nbytes
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._is_loaded = not self.compress_frames
+        self._is_loaded = self._steps > 0 and not self.compress_frames
 
     def reset(self) -> None:
         """Forget all transitions and priorities."""
@@ -223,6 +231,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             self._allocate()
 
         self._break_off(self._open & ~follows)
+        self._is_loaded = self._is_loaded and not self._store.moves  # to arrays that are yet to grow
         self._store.add(self._steps, obs, next_obs, follows, uses_next)
         row = self.pos
         self.actions[row] = action
@@ -464,9 +473,9 @@ def check_frame_arguments(single_frames: bool | None, compress_frames: bool) -> 
     :param compress_frames: whether to compress them
     :raises ValueError: if one is of another type, or they contradict each other
     """
-    if single_frames not in (None, True, False):
+    if single_frames is not None and not isinstance(single_frames, bool):
         raise ValueError(f"single_frames={single_frames!r} must be True, False or None.")
-    if compress_frames not in (True, False):
+    if not isinstance(compress_frames, bool):
         raise ValueError(f"compress_frames={compress_frames!r} must be True or False.")
     if compress_frames and single_frames is False:
         raise ValueError("compress_frames=True compresses single frames, which single_frames=False forbids: drop one.")

@@ -36,7 +36,9 @@ class BlockTree:
         self.capacity = capacity
         self.fan_out = fan_out
         blocks = -(-capacity // fan_out)
-        self._leaves = np.full((blocks, fan_out), self._EMPTY)  # padded with empty slots
+        self._leaves = np.zeros((blocks, fan_out))  # padded with empty slots
+        if self._EMPTY != 0:
+            self._leaves.fill(self._EMPTY)  # only then: zeros() takes memory where it is first written to
 
     @property
     def nbytes(self) -> int:
