@@ -195,8 +195,7 @@ def test_the_first_violation_of_demanded_single_frames_is_named() -> None:
     wrong = third.copy()
     wrong[2, 0] += 1
     before = pickle.dumps(store)
-    message = r"single_frames=True, but at step 1 of the buffer the observation of environment 2 is no "
-        r"sliding stack.*single_frames=None"
+    message = r"but at step 1 of the buffer the observation of environment 2 is no sliding stack.*single_frames=None"
     with pytest.raises(ValueError, match=message):
         store.prepare(1, second, wrong, ALL)
     assert pickle.dumps(store) == before
