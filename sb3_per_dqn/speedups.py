@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
+from gymnasium.vector.utils import create_empty_array
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy
 
@@ -114,15 +114,9 @@ class Speedups:
         """
         if not self.channels_last:
             return
-        samples = [policy.observation_space.sample() for _ in range(2)]
-        observations: PyTorchObs
-        if isinstance(policy.observation_space, spaces.Dict):
-            observations = {
-                name: th.as_tensor(np.stack([sample[name] for sample in samples]), device=policy.device)
-                for name in policy.observation_space.spaces
-            }
-        else:
-            observations = th.as_tensor(np.stack(samples), device=policy.device)
+        # Not samples: the space, and so its random numbers, may be the environment's own
+        zeros: Any = create_empty_array(policy.observation_space, n=2, fn=np.zeros)
+        observations, _ = policy.obs_to_tensor(zeros)
         policy.set_training_mode(False)
         try:
             with th.no_grad():
@@ -140,14 +134,14 @@ class Speedups:
 
 
 class _CompiledOrNot(Generic[Result]):
-    def __getstate__(self) -> dict[str, Any]:
-        # What is compiled holds the networks of one model: a copy compiles its own
-        return {**self.__dict__, "compiled": None}
-
     def __init__(self, method: Callable[..., Result]) -> None:
         self.method = method
         self.compiled: Callable[..., Result] | None = None
         self.failed = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is compiled holds the networks of one model: a copy compiles its own
+        return {**self.__dict__, "compiled": None}
 
     def __call__(self, *args: object) -> Result:
         if self.failed:

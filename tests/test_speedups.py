@@ -260,6 +260,18 @@ def test_an_extractor_that_cannot_take_channels_last_goes_on_without_it() -> Non
     make("CnnPolicy", FRAMES, "none", **arguments).train(gradient_steps=2, batch_size=16)
 
 
+@EACH_POLICY
+def test_random_numbers_of_the_environments_spaces_are_as_without(policy: str, space: spaces.Space[Any]) -> None:
+    """(SB3's own extractor for images draws a sample.)"""
+    drawn = []
+    for speed in ("none", "safe"):
+        space.seed(0)
+        PerDoubleDQN(policy, RandomEnv(space), speedups=speed, buffer_size=100)
+        sample = space.sample()
+        drawn.append(sample if isinstance(sample, dict) else {"": sample})
+    assert all(np.array_equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+
+
 @pytest.mark.parametrize("speed", ["none", "safe", "compile"])
 def test_a_copy_learns_by_itself(speed: str) -> None:
     model = make("MlpPolicy", VECTOR, speed)
