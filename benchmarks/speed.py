@@ -9,7 +9,9 @@ without environments or replay.
 
 Libraries other than Stable-Baselines3 stand in ``benchmarks/speed_peers.py``; ``--python torchrl=PATH`` names the
 interpreter beside which one is installed, and adds it. Eight games and a learner for each contestant take memory, some
-15 GB for all; ``--only`` picks. Each of the speedups alone is measured only if it is picked (``"ours, fused"``, ...).
+15 GB for all; ``--only`` picks. Each of the speedups alone is measured only if it is picked (``"ours, fused"``, ...),
+and replay memory on the device, without a GPU, likewise. With a GPU, a gradient step that is one CUDA graph counts as
+"forward and loss", all of it.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from benchmarks.speed_contestants import CONTESTANTS, FLOORS, TASKS
 from sb3_per_dqn.speedups import NAMES
 
 REFERENCE = "SB3's DQN"
-NATIVE = [f"ours, {speed}, while stepping, native" for speed in ("safe", "max")]
+NATIVE = [f"ours, {speed}, while stepping, native" for speed in ("safe", "max", "max, device")]
 # what happens once for each step of the vectorized environment, and what once for each gradient step
 ACTING = ("act", "step", "add")
 LEARNING = ("sample", "copy to device", "forward and loss", "backward", "optimizer", "priorities")
@@ -170,8 +172,10 @@ def main() -> None:
     unknown = set(args.only or []) - (all_commands.keys() - {REFERENCE})
     if unknown:
         parser.error(f"--only {', '.join(unknown)}: known are {', '.join(all_commands.keys() - {REFERENCE})}")
-    alone = [f"ours, {name}" for name in NAMES]
-    wanted = [name for name in all_commands if name not in alone] if args.only is None else [REFERENCE, *args.only]
+    extra = {f"ours, {name}" for name in NAMES}
+    if not th.cuda.is_available():
+        extra |= {name for name in all_commands if ", device" in name}
+    wanted = [name for name in all_commands if name not in extra] if args.only is None else [REFERENCE, *args.only]
     contestants: dict[str, Contestant] = {}
     try:
         for name in wanted:

@@ -19,10 +19,9 @@ from sb3_contrib import QRDQN
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_per_dqn import PerDoubleDQN, make_atari_vec_env
+from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, make_atari_vec_env
 from sb3_per_dqn.speedups import NAMES
 
 # The seed experiment's shape: 8 games x 4 steps, then 8 gradient steps of 32, and its buffer; learning starts at once
@@ -56,6 +55,7 @@ CARTPOLE: dict[str, Any] = {
 }
 TASKS = {"breakout": BREAKOUT, "cartpole": CARTPOLE}
 ALL_OFF = {"double_q": False, "prioritized_replay": False, "per_env_exploration": False}
+ON_DEVICE = {"replay_buffer_class": DeviceReplayBuffer}
 WARM_STEPS = {"breakout": 768, "cartpole": 4_096}
 
 CONTESTANTS: dict[str, tuple[type[OffPolicyAlgorithm], dict[str, Any]]] = {
@@ -71,10 +71,16 @@ CONTESTANTS: dict[str, tuple[type[OffPolicyAlgorithm], dict[str, Any]]] = {
     "ours, max": (PerDoubleDQN, {"speedups": "max"}),
     "ours, safe, while stepping": (PerDoubleDQN, {"train_while_stepping": True}),
     "ours, max, while stepping": (PerDoubleDQN, {"speedups": "max", "train_while_stepping": True}),
+    "ours, safe, device": (PerDoubleDQN, {**ON_DEVICE}),
+    "ours, max, device": (PerDoubleDQN, {**ON_DEVICE, "speedups": "max"}),  # on CUDA with a graph
+    "ours, max, device, while stepping": (
+        PerDoubleDQN,
+        {**ON_DEVICE, "speedups": "max", "train_while_stepping": True},
+    ),
 }
 CONTESTANTS |= {f"ours, {name}": (PerDoubleDQN, {"speedups": name}) for name in NAMES}
 # The same network on one batch that is already in place: no environments, no replay
-FLOORS = {"floor, none": "none", "floor, safe": "safe", "floor, max": "max"}
+FLOORS = {"floor, none": "none", "floor, safe": "safe", "floor, max": "max", "floor, max, device": "max"}
 
 
 class Stopwatch:
@@ -177,12 +183,14 @@ def floor(task: str, name: str) -> tuple[Any, Callable[[int], None]]:
     :param name: name in ``FLOORS``
     :return: the model, and what makes the gradient steps that go with so many environment steps
     """
-    settings = {**TASKS[task], "speedups": FLOORS[name], "prioritized_replay": False, "learning_starts": 10**6}
+    settings = {**TASKS[task], "speedups": FLOORS[name], "learning_starts": 10**6}
+    settings |= ON_DEVICE if name.endswith("device") else {"prioritized_replay": False}
     model: Any = PerDoubleDQN(env=make_env(task, native=False), seed=0, **settings)
     model.learn(256)
     model.env.close()  # its processes would only take memory from the other contestants
     batch = model.replay_buffer.sample(settings["batch_size"])
-    model.replay_buffer.sample = lambda *args, **kwargs: ReplayBufferSamples(*batch)
+    model.replay_buffer.sample = lambda *args, **kwargs: batch
+    model.replay_buffer.update_priorities = lambda *args: None
     per_env_step = settings["gradient_steps"] / (settings["train_freq"] * model.n_envs)
 
     def learn(env_steps: int) -> None:

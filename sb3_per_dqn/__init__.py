@@ -3,6 +3,7 @@
 from sb3_per_dqn.atari import make_atari_vec_env
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
 from sb3_per_dqn.schedules import PiecewiseSchedule
 
@@ -10,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CnnPolicy",
+    "DeviceReplayBuffer",
     "MlpPolicy",
     "MultiInputPolicy",
     "PerDoubleDQN",

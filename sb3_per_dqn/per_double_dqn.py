@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Callable
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
@@ -26,8 +28,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
+from sb3_per_dqn.cuda_graph import RecordedStep
 from sb3_per_dqn.overlap import OverlappedVecEnv
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.replay.prioritized_buffer import (
     PrioritizedReplayBuffer,
     check_priority_arguments,
@@ -130,6 +134,9 @@ class PerDoubleDQN(DQN):
         super()._setup_model()
         self.replay_buffer_class, self.replay_buffer_kwargs, self.n_steps = given
         self._speedups.probe(self.policy)
+        self._recorded_step: RecordedStep | None = None
+        if not isinstance(self.replay_buffer, DeviceReplayBuffer):
+            self._speedups.leave_out_graph("it needs replay_buffer_class=DeviceReplayBuffer")
         if self.exploration is not None:
             self.exploration_schedule = as_schedule(self.exploration, "exploration")
 
@@ -194,6 +201,11 @@ class PerDoubleDQN(DQN):
             raise ValueError(
                 "train_while_stepping=True: HerReplayBuffer asks the environments for rewards while they step: "
                 "pass train_while_stepping=False."
+            )
+        if isinstance(buffer, DeviceReplayBuffer) and self._vec_normalize_env is not None:
+            raise ValueError(
+                "replay_buffer_class=DeviceReplayBuffer does not know VecNormalize, whose statistics are on the host: "
+                "leave the class out, or VecNormalize."
             )
         if reset_num_timesteps:
             self._owed_gradient_steps = 0
@@ -271,35 +283,69 @@ class PerDoubleDQN(DQN):
         self._update_learning_rate(self.policy.optimizer)
         self._speedups.prepare(self.policy.optimizer)
         beta = self.beta_schedule(self._current_progress_remaining)
-        arguments = {"env": self._vec_normalize_env, **({"beta": beta} if prioritized else {})}
-        parameters = list(self.policy.parameters())
+        gradient_step = self._gradient_step_of(batch_size)
 
         statistics = []
         for update in range(self._n_updates + 1, self._n_updates + gradient_steps + 1):
-            replay_data = buffer.sample(batch_size, **arguments)
-            weights = replay_data.weights if prioritized else None
-            loss, td_errors, q_values, target_q_values = self._loss_and_errors(self._batch(replay_data), weights)
-
-            # Before the step, so that an error that is not finite stops here, with the weights still good
-            if prioritized:
-                self._update_priorities(replay_data.indices, td_errors)
-
-            self.policy.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-            self._speedups.step(self.policy.optimizer, update)
-
-            statistics.append((loss.detach(), td_errors, q_values, target_q_values))
+            statistics.append(gradient_step(beta))
+            self._speedups.flush_denormals(self.policy.optimizer, update)
 
         self._n_updates += gradient_steps
         # Read from the device once a call
         losses, td_errors, q_values, target_q_values = (th.stack(values) for values in zip(*statistics, strict=True))
         means = th.stack([losses.mean(), td_errors.abs().mean(), q_values.mean(), target_q_values.mean()]).tolist()
+        if isinstance(buffer, DeviceReplayBuffer) and not math.isfinite(means[1]):
+            raise ValueError(self._diverged(f"a TD error is {means[1]}."))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, mean in zip(("loss", "td_error", "q_value", "target_q_value"), means, strict=True):
             self.logger.record(f"train/{name}", mean)
         if prioritized:
             self.logger.record("train/beta", beta)
+
+    def _gradient_step_of(self, batch_size: int) -> Callable[[float], tuple[th.Tensor, ...]]:
+        """
+        :param batch_size: number of transitions
+        :return: a gradient step as a function of beta, recorded as a CUDA graph if there can be one
+        """
+        parameters = list(self.policy.parameters())
+        step = partial(self._gradient_step, batch_size=batch_size, parameters=parameters)
+        if not (self._speedups.graph and isinstance(self.replay_buffer, DeviceReplayBuffer)):
+            return step
+        states = self.policy.optimizer.state.values()
+        tensors = [
+            *parameters,
+            *(value for state in states for value in state.values() if isinstance(value, th.Tensor)),
+        ]
+        key = batch_size, id(self.replay_buffer), *(tensor.data_ptr() for tensor in tensors)
+        if self._recorded_step is None or self._recorded_step.key != key:
+            self._recorded_step = RecordedStep(step, key, self.device)
+        return self._recorded_step
+
+    def _gradient_step(
+        self, beta: float | th.Tensor, batch_size: int, parameters: list[th.nn.Parameter]
+    ) -> tuple[th.Tensor, ...]:
+        """
+        :param beta: how far importance-sampling weights correct for prioritization
+        :param batch_size: number of transitions
+        :param parameters: of the policy
+        :return: loss, TD errors, Q-values and their targets, without gradient
+        """
+        buffer: Any = self.replay_buffer
+        prioritized = isinstance(buffer, PrioritizedReplayBuffer)
+        arguments = {"beta": beta} if prioritized else {}
+        replay_data = buffer.sample(batch_size, env=self._vec_normalize_env, **arguments)
+        weights = replay_data.weights if prioritized else None
+        loss, td_errors, q_values, target_q_values = self._loss_and_errors(self._batch(replay_data), weights)
+
+        # Before the step, so that an error that is not finite stops here, with the weights still good
+        if prioritized:
+            self._update_priorities(replay_data.indices, td_errors)
+
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.policy.optimizer.step()
+        return loss.detach(), td_errors, q_values, target_q_values
 
     def _batch(self, replay_data: Any) -> ReplayBufferSamples:
         """
@@ -359,10 +405,13 @@ class PerDoubleDQN(DQN):
         try:
             self.replay_buffer.update_priorities(indices, td_errors)
         except ValueError as error:
-            raise ValueError(
-                f"Training diverged at step {self.num_timesteps}, update {self._n_updates}: {error} "
-                "Check the rewards; a smaller learning_rate or max_grad_norm may help."
-            ) from error
+            raise ValueError(self._diverged(str(error))) from error
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"Training diverged at step {self.num_timesteps}, update {self._n_updates}: {what} "
+            "Check the rewards; a smaller learning_rate or max_grad_norm may help."
+        )
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         """
@@ -385,6 +434,8 @@ class PerDoubleDQN(DQN):
             if not _is_alike(mine, other):
                 self.replay_buffer = before
                 raise ValueError(f"path={path}: a buffer for {other}, and the model has {mine}.")
+        if isinstance(buffer, DeviceReplayBuffer):
+            buffer.to(self.device)
         if isinstance(buffer, PrioritizedReplayBuffer):
             buffer.end_segments()  # what the environments do next does not follow what is stored
         names = ("buffer_size", "handle_timeout_termination", "alpha", "eps", "n_steps", "gamma")
@@ -395,7 +446,14 @@ class PerDoubleDQN(DQN):
             warnings.warn(f"The loaded replay buffer differs from the model's: it stays {kept}.", stacklevel=2)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_speedups", "_loss_and_errors", "_deferring", "_owed_gradient_steps"]
+        return [
+            *super()._excluded_save_params(),
+            "_speedups",
+            "_loss_and_errors",
+            "_recorded_step",
+            "_deferring",
+            "_owed_gradient_steps",
+        ]
 
     def dump_logs(self) -> None:
         if isinstance(self.replay_buffer, PrioritizedReplayBuffer):

@@ -13,8 +13,8 @@ from gymnasium.vector.utils import create_empty_array
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.dqn.policies import DQNPolicy
 
-FUSED, FLUSH, CHANNELS_LAST, COMPILE, BF16 = "fused", "flush", "channels_last", "compile", "bf16"
-NAMES = (FUSED, FLUSH, CHANNELS_LAST, COMPILE, BF16)
+FUSED, FLUSH, CHANNELS_LAST, COMPILE, BF16, GRAPH = "fused", "flush", "channels_last", "compile", "bf16", "graph"
+NAMES = (FUSED, FLUSH, CHANNELS_LAST, COMPILE, BF16, GRAPH)
 PRESETS: dict[str, tuple[str, ...]] = {"none": (), "safe": (FUSED, FLUSH, CHANNELS_LAST), "max": NAMES}
 
 # The mean of a gradient that has become zero (of a dead unit) shrinks by Adam's beta_1 = 0.9 a step, and stays for ever
@@ -36,6 +36,7 @@ class Speedups:
     - ``"channels_last"``: images in the memory order in which convolutions are fastest
     - ``"compile"``: forward and backward pass by ``torch.compile``; the first gradient step takes up to a minute
     - ``"bf16"``: networks compute in bfloat16 (8 bits of precision); weights, targets and loss stay in float32
+    - ``"graph"``: the whole gradient step, replay included, as one CUDA graph; with a ``DeviceReplayBuffer``
 
     :param wanted: ``"none"``, ``"safe"`` (the first three: float32, other rounding), ``"max"`` (all), or names
     :param device: where the networks are
@@ -52,35 +53,54 @@ class Speedups:
         self.bf16 = BF16 in names and _has_bf16(device)
         if BF16 in names and not self.bf16:
             warnings.warn(f"speedups: {device.type} has no fast bfloat16 here; going on in float32.", stacklevel=2)
+        self.graph = GRAPH in names
+        self._demands_graph = wanted != "max"
+        self._learning_rate = th.zeros((), device=device)  # as a recorded step reads it
+        if device.type != "cuda":
+            self.leave_out_graph("there are none on a CPU")
+
+    def leave_out_graph(self, reason: str) -> None:
+        """
+        Go on without a CUDA graph, and say so if one was asked for by name.
+
+        :param reason: why
+        """
+        if self.graph and self._demands_graph:
+            warnings.warn(f"speedups: going on without a CUDA graph: {reason}.", stacklevel=3)
+        self.graph = False
 
     def prepare(self, optimizer: th.optim.Optimizer) -> None:
         """
-        Switch the optimizer's fused kernel on, or back to what it was made with. Its state may have come from a file.
+        Switch the optimizer's fused kernel on, or back to what it was made with, and make it fit for a CUDA graph or
+        not. Its state may have come from a file.
 
-        :param optimizer: the policy's
+        :param optimizer: the policy's, with the learning rate of the steps to come
         """
         made_with = optimizer.defaults
-        if "fused" not in made_with:
-            return
-        undecided = made_with["fused"] is None and not made_with.get("foreach") and not made_with.get("differentiable")
-        fused = True if self.fused and undecided else made_with["fused"]
+        undecided = made_with.get("fused", 0) is None and not made_with.get("foreach")
+        undecided = undecided and not made_with.get("differentiable")
+        wanted = {
+            "fused": True if self.fused and undecided else made_with.get("fused"),
+            "capturable": self.graph or made_with.get("capturable"),
+        }
         for group in optimizer.param_groups:
-            if group["fused"] == fused:
-                continue
-            group["fused"] = fused
-            for parameter in group["params"]:
+            if self.graph:
+                group["lr"] = self._learning_rate.fill_(group["lr"])
+            changed = {name: value for name, value in wanted.items() if name in made_with and group[name] != value}
+            group.update(changed)
+            for parameter in group["params"] if changed else ():
                 state = optimizer.state.get(parameter, {})
-                if "step" in state:  # the fused kernel wants it beside the weights, the others on the CPU
-                    state["step"] = state["step"].to(parameter.device if fused else "cpu")
+                if "step" in state:  # then it must stand beside the weights, and otherwise on the CPU
+                    there = parameter.device if wanted["fused"] or wanted["capturable"] else "cpu"
+                    state["step"] = state["step"].to(there)
 
-    def step(self, optimizer: th.optim.Optimizer, update: int) -> None:
+    def flush_denormals(self, optimizer: th.optim.Optimizer, update: int) -> None:
         """
-        Do the optimizer's step, and now and then free its state from denormal numbers.
+        Now and then free the optimizer's state from denormal numbers.
 
         :param optimizer: the policy's
-        :param update: number of the step in the whole run
+        :param update: number of the gradient step in the whole run
         """
-        optimizer.step()
         if self.flush and update % FLUSH_INTERVAL == 0:
             for state in optimizer.state.values():
                 for value in state.values():

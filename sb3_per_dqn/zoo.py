@@ -22,6 +22,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import rl_zoo3.exp_manager
 import rl_zoo3.train
 import rl_zoo3.utils
 from rl_zoo3.exp_manager import ExperimentManager
@@ -44,6 +45,7 @@ from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.plots import draw_learning_curves
+from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 
 EVALUATION_GAMES = 10
 MAX_VIDEO_STEPS = 5_000
@@ -357,6 +359,8 @@ def arose_in_training(error: BaseException) -> bool:
 def register() -> None:
     """Make the zoo know ``per_ddqn``, and MinAtar where it is installed. Doing it twice is harmless."""
     ALGOS["per_ddqn"] = PerDoubleDQN
+    # For replay_buffer_class in the YAML, which the zoo evaluates there
+    rl_zoo3.exp_manager.DeviceReplayBuffer = DeviceReplayBuffer  # type: ignore[attr-defined]
     rl_zoo3.train.ExperimentManager = RunManager  # type: ignore[attr-defined]
     # enjoy and record_video take it from these two when they are run
     rl_zoo3.create_test_env = rl_zoo3.utils.create_test_env = create_evaluation_env

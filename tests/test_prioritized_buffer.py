@@ -720,7 +720,7 @@ NBYTES = 16 + 25 + 8 + 12
 
 
 def memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
-    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda: available)
+    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda device: available)
 
 
 def test_memory_that_will_not_fit_is_refused_before_anything_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:

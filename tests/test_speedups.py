@@ -153,7 +153,8 @@ def optimizer_after(weights: th.Tensor, speed: Any, gradients: list[th.Tensor], 
     for update, gradient in enumerate(gradients, start=1):
         fast.prepare(optimizer)
         parameter.grad = gradient.clone()
-        fast.step(optimizer, update)
+        optimizer.step()
+        fast.flush_denormals(optimizer, update)
     return optimizer
 
 

@@ -360,7 +360,7 @@ def test_every_slot_of_a_breakout_run(compress_frames: bool) -> None:
 
 
 def test_memory_that_will_not_fit_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda: 10**6)
+    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda device: 10**6)
     model = make(stacked_frames(), "CnnPolicy", buffer_size=90_000)
     with pytest.raises(ValueError, match=r"^buffer_size=90000 needs 0.121 GB of memory.*buffer_size=6\d\d would fit"):
         model.learn(10**6)
@@ -370,7 +370,7 @@ def test_memory_that_will_not_fit_is_refused_before_the_first_step(monkeypatch: 
 
 def test_a_fallback_that_will_not_fit_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """As stacks of three it would fit; what the first step shows to be whole pictures does not."""
-    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda: 3 * 10**6)
+    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda device: 3 * 10**6)
     model = make(make_vec_env(lambda: Frames((36, 36, 3)), 2, seed=0), "CnnPolicy", buffer_size=1000)
     with pytest.raises(ValueError, match=r"^buffer_size=1000 needs 0.00782 GB of memory"):
         model.learn(1000)

@@ -28,7 +28,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import DQN
 from stable_baselines3.common.monitor import load_results
 
-from sb3_per_dqn import PerDoubleDQN, atari, zoo
+from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, atari, zoo
 from sb3_per_dqn.__main__ import COMMANDS, main, with_defaults
 from sb3_per_dqn.plots import draw_learning_curves, read_columns, running_mean
 
@@ -436,6 +436,17 @@ class TestArguments:
         zoo.register()
         assert rl_zoo3.ALGOS["per_ddqn"] is rl_zoo3.utils.ALGOS["per_ddqn"] is PerDoubleDQN
         assert rl_zoo3.train.ExperimentManager is zoo.RunManager
+
+    def test_yaml_names_replay_memory_on_the_device(self, tmp_path: Path) -> None:
+        arguments = {"policy": "MlpPolicy", "learning_starts": 100, "n_timesteps": 400}
+        arguments["replay_buffer_class"] = "DeviceReplayBuffer"
+        conf_file = tmp_path / "conf.yml"
+        conf_file.write_text(yaml.safe_dump({"CartPole-v1": arguments}))
+        run = run_main("train", *SHORT_CARTPOLE, "--conf-file", str(conf_file), logs=tmp_path, env_id="CartPole-v1")
+        assert run.status == 0
+        model = PerDoubleDQN.load(run.folder / "CartPole-v1.zip")
+        assert model.replay_buffer_class is DeviceReplayBuffer
+        assert model._n_updates > 0
 
     def test_other_wrappers_stay_as_they_are(self) -> None:
         hyperparams = {"env_wrapper": ["stable_baselines3.common.atari_wrappers.AtariWrapper"], "frame_stack": 4}

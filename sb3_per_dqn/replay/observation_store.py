@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -100,6 +100,10 @@ class ArrayStore:
     def nbytes(self) -> int:
         return self._observations.nbytes + self._next_observations.nbytes
 
+    @property
+    def full_nbytes(self) -> float:
+        return self.nbytes
+
     def add(self, step: int, obs: Array, next_obs: Array, follows: Array, uses_next: Array) -> None:
         self._observations[step % self._rows] = obs
         self._next_observations[step % self._rows] = next_obs
@@ -107,6 +111,33 @@ class ArrayStore:
     def get(self, steps: Array, envs: Array, last_steps: Array | None = None) -> tuple[Array, Array]:
         last_rows = (steps if last_steps is None else last_steps) % self._rows
         return self._observations[steps % self._rows, envs], self._next_observations[last_rows, envs]
+
+
+class FrameKeeper(Protocol):
+    """A store in one layout, which can be left for another."""
+
+    @property
+    def layout(self) -> FrameLayout | None:
+        """How observations are stacks of frames, if they are."""
+
+    @property
+    def full_nbytes(self) -> float:
+        """As for ``ObservationStore``."""
+
+    @property
+    def nbytes(self) -> int:
+        """As for ``ObservationStore``."""
+
+    def add(self, step: int, obs: Array, next_obs: Array, follows: Array, uses_next: Array) -> None:
+        """As for ``ObservationStore``."""
+
+    def get(self, steps: Array, envs: Array, last_steps: Array | None = None) -> tuple[Array, Array]:
+        """As for ``ObservationStore``."""
+
+    def history(self) -> Iterator[tuple[int, Array, Array, Array, Array]]:
+        """
+        :return: the arguments of ``add`` for every step that is stored, the oldest first
+        """
 
 
 class AdaptiveStore:
@@ -140,7 +171,7 @@ class AdaptiveStore:
         self._compress = compress
         self._name = name
         self._layouts = [] if single_frames is False else frame_layouts(space)  # those that nothing contradicts yet
-        self._store: FrameStore | ArrayStore | None = None
+        self._store: ArrayStore | FrameKeeper | None = None
         self._last_next_obs: Array | None = None
         if single_frames and not self._layouts:
             raise ValueError(
@@ -154,11 +185,9 @@ class AdaptiveStore:
 
     @property
     def full_nbytes(self) -> float:
-        if self._layout is None:
-            return ArrayStore.nbytes_of(*self._size)
-        if isinstance(self._store, FrameStore) and self._store.layout == self._layout:
+        if self._store is not None and self._store.layout == self._layout:
             return self._store.full_nbytes
-        return FrameStore.nbytes_of(*self._size, self._layout, self._compress)
+        return self._nbytes_in(self._layout)
 
     @property
     def moves(self) -> bool:
@@ -191,7 +220,7 @@ class AdaptiveStore:
         return follows
 
     def _warn_of_whole_arrays(self, step: int) -> None:
-        more = ArrayStore.nbytes_of(*self._size) - self.full_nbytes
+        more = self._nbytes_in(None) - self.full_nbytes
         if self._store is not None and more >= WORTH_A_WARNING:
             warnings.warn(
                 f"At step {step} an {self._name} is no sliding stack of frames any more: from now on they are kept "
@@ -227,21 +256,30 @@ class AdaptiveStore:
     def _agrees(self, layout: FrameLayout, obs: Array, next_obs: Array, uses_next: Array) -> bool:
         if _jumps(layout, obs, next_obs, uses_next).any():
             return False
-        if isinstance(self._store, FrameStore) and layout != self._store.layout:
-            return not any(_jumps(layout, *stored[1:3], stored[4]).any() for stored in self._store.history())
+        if self._store is not None and layout != self._store.layout:
+            return not any(_jumps(layout, *stored[1:3], stored[4]).any() for stored in self._history())
         return True
 
-    def _moved(self) -> FrameStore | ArrayStore:
+    def _moved(self) -> ArrayStore | FrameKeeper:
         """
         :return: a store in the current layout that holds all that is stored already
         """
-        store: FrameStore | ArrayStore
-        layout = self._layout
-        store = ArrayStore(*self._size) if layout is None else FrameStore(*self._size, layout, self._compress)
-        if isinstance(self._store, FrameStore):
-            for stored in self._store.history():
-                store.add(*stored)
+        store = self._empty_store(self._layout)
+        for stored in self._history():
+            store.add(*stored)
         return store
+
+    def _history(self) -> Iterable[tuple[int, Array, Array, Array, Array]]:
+        # whole arrays can be contradicted by nothing, and are left for nothing
+        return () if self._store is None or isinstance(self._store, ArrayStore) else self._store.history()
+
+    def _empty_store(self, layout: FrameLayout | None) -> ArrayStore | FrameKeeper:
+        return ArrayStore(*self._size) if layout is None else FrameStore(*self._size, layout, self._compress)
+
+    def _nbytes_in(self, layout: FrameLayout | None) -> float:
+        if layout is None:
+            return ArrayStore.nbytes_of(*self._size)
+        return FrameStore.nbytes_of(*self._size, layout, self._compress)
 
 
 def _jumps(layout: FrameLayout, obs: Array, next_obs: Array, uses_next: Array) -> Array:
@@ -258,6 +296,11 @@ class DictStore:
 
     def __init__(self, stores: Mapping[str, AdaptiveStore]) -> None:
         self._stores = dict(stores)
+
+    @property
+    def stores(self) -> dict[str, AdaptiveStore]:
+        """Store by key."""
+        return self._stores
 
     @property
     def full_nbytes(self) -> float:
@@ -303,8 +346,13 @@ def obs_shape(space: spaces.Space[Any]) -> tuple[int, ...]:
 
 
 def make_observation_store(
-    rows: int, n_envs: int, space: spaces.Space[Any], single_frames: bool | None = None, compress: bool = False
-) -> ObservationStore:
+    rows: int,
+    n_envs: int,
+    space: spaces.Space[Any],
+    single_frames: bool | None = None,
+    compress: bool = False,
+    make: Callable[..., AdaptiveStore] = AdaptiveStore,
+) -> AdaptiveStore | DictStore:
     """
     :param rows: number of steps to hold
     :param n_envs: number of environments
@@ -312,18 +360,19 @@ def make_observation_store(
     :param single_frames: ``None`` keeps each frame once where observations prove to be sliding stacks, ``True`` demands
         it (of a Dict's entries: of those with three dimensions or more), ``False`` keeps whole arrays
     :param compress: whether to compress single frames (of a Dict's entries: of the same)
+    :param make: what makes the store of observations that are no Dict, or of an entry
     :return: an empty store
     :raises ValueError: if single frames are demanded of a space that has none
     """
     if not isinstance(space, spaces.Dict):
-        return AdaptiveStore(rows, n_envs, space, single_frames, compress)
+        return make(rows, n_envs, space, single_frames, compress)
     images = [key for key, part in space.spaces.items() if len(obs_shape(part)) >= 3]
     if single_frames and not images:
         raise ValueError(f"single_frames=True, but no entry of {space} is an image: pass single_frames=None.")
     demands = {key: None if single_frames and key not in images else single_frames for key in space.spaces}
     return DictStore(
         {
-            key: AdaptiveStore(rows, n_envs, part, demands[key], compress and key in images, f"observation[{key!r}]")
+            key: make(rows, n_envs, part, demands[key], compress and key in images, f"observation[{key!r}]")
             for key, part in space.spaces.items()
         }
     )

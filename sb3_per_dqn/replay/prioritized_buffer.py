@@ -13,8 +13,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples, TensorDic
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_per_dqn.replay.frame_ring import lz4
-from sb3_per_dqn.replay.memory import available_memory
-from sb3_per_dqn.replay.observation_store import Observations, make_observation_store
+from sb3_per_dqn.replay.memory import available_memory, to_device
+from sb3_per_dqn.replay.observation_store import AdaptiveStore, DictStore, Observations, make_observation_store
 from sb3_per_dqn.replay.statistics import DrawStatistics, priority_statistics
 from sb3_per_dqn.replay.sum_tree import MaxTree, MinTree, SumTree
 
@@ -139,6 +139,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """Bytes of a transition without its observations: the leaves of three trees, and what stands above them."""
         return 25 + self.action_dim * np.dtype(self._action_dtype).itemsize + 3 * np.dtype(np.float32).itemsize
 
+    @property
+    def _memory_device(self) -> th.device | None:
+        """Whose memory the observations take; ``None`` is the host's."""
+        return None
+
     def expect(self, transitions: int) -> None:
         """
         Say how many transitions are to come, so that memory is asked for these and not for a full buffer.
@@ -163,7 +168,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         kept = 0 if self._store.moves else there
         last = min(self._last_step, self.buffer_size)
         needed = max(last - kept, 0) * observations + max(last - there, 0) * rest
-        available = available_memory()
+        available = available_memory(self._memory_device)
         if needed > available:
             # Sixteen fewer, as a smaller ring of frames has as many rows of history, and of a group to spare
             fits = (int(available / (observations + rest)) + kept - 16) * self.n_envs
@@ -181,9 +186,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def reset(self) -> None:
         """Forget all transitions and priorities."""
         super().reset()
-        self._store = make_observation_store(
-            self.buffer_size, self.n_envs, self.observation_space, self.single_frames, self.compress_frames
-        )
+        self._store = self._make_store()
         self._last_step = math.inf  # that is expected
         self._checked_nbytes = 0.0
         self._is_loaded = False
@@ -192,6 +195,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._waiting = np.zeros(self.n_envs, dtype=np.int64)  # newest rows whose n-step windows are not complete
         self._last_max_priority = 1.0  # for when nothing stored was learned from
         self._draws = DrawStatistics()
+
+    def _make_store(self) -> AdaptiveStore | DictStore:
+        return make_observation_store(
+            self.buffer_size, self.n_envs, self.observation_space, self.single_frames, self.compress_frames
+        )
 
     def add(
         self,
@@ -250,17 +258,20 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             self._enter(self._complete_windows(ends=done))
         else:
             self._enter(new)
-        self._learned_priorities.write(new, 0.0)
+        self._clear_learned(new)
 
     def _allocate(self) -> None:
-        self._priorities = SumTree(self.capacity)  # p_i^alpha
-        self._smallest_priority = MinTree(self.capacity)
-        self._learned_priorities = MaxTree(self.capacity)  # p_i^alpha, 0 where nothing was learned from the transition
+        self._allocate_trees()
         shape = (self.buffer_size, self.n_envs)
         self.actions = np.zeros((*shape, self.action_dim), dtype=self._action_dtype)
         self.rewards = np.zeros(shape, dtype=np.float32)
         self.dones = np.zeros(shape, dtype=np.float32)
         self.timeouts = np.zeros(shape, dtype=np.float32)  # where a segment ends, but is bootstrapped from
+
+    def _allocate_trees(self) -> None:
+        self._priorities = SumTree(self.capacity)  # p_i^alpha
+        self._smallest_priority = MinTree(self.capacity)
+        self._learned_priorities = MaxTree(self.capacity)  # p_i^alpha, 0 where nothing was learned from the transition
 
     def end_segments(self) -> None:
         """
@@ -375,6 +386,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._priorities[slots] = priorities
         self._smallest_priority.write(slots, priorities)
 
+    def _clear_learned(self, slots: IntArray) -> None:
+        self._learned_priorities.write(slots, 0.0)
+
     def _importance_sampling_weights(self, slots: IntArray, beta: float) -> npt.NDArray[np.float32]:
         """
         (N P(i))^-beta over its maximum in the whole buffer (Sec. 3.4): N and the sum in P cancel out.
@@ -440,6 +454,16 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         if isinstance(observations, dict):
             return {key: self.to_torch(array, copy=False) for key, array in observations.items()}
         return self.to_torch(observations, copy=False)
+
+    def to_torch(self, array: npt.NDArray[Any], copy: bool = True) -> th.Tensor:
+        """
+        :param array: any array
+        :param copy: whether the tensor may not share the array's memory
+        :return: the same on the buffer's device
+        """
+        if self.device.type != "cuda":
+            return super().to_torch(array, copy)
+        return to_device(array, self.device)  # there it is always a copy
 
 
 def check_priority_arguments(alpha: float, eps: float, prefix: str = "") -> None:

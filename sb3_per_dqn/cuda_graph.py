@@ -1,0 +1,75 @@
+"""A gradient step as a CUDA graph."""
+
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch as th
+
+WARM_UP = 3  # ordinary steps before recording, in which libraries choose their kernels and allocate their memory
+
+Tensors = tuple[th.Tensor, ...]
+
+
+class RecordedStep:
+    """
+    Records a step once as a CUDA graph, and replays it: the host then launches hundreds of kernels at once, and does
+    nothing else. See https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture.
+
+    The step must not wait for the device, and what it reads from the host it reads when it is recorded. A number that
+    changes from step to step therefore has to be a tensor. The first ``WARM_UP`` calls, and all if recording fails
+    (which is said once), are ordinary steps; every call does exactly one step.
+
+    :param step: a function of one number, as a float64 tensor on the device, that returns tensors
+    :param key: what the recorded step depends on: addresses of memory, sizes. Where it is another, make a new one
+    :param device: a CUDA device
+    """
+
+    def __init__(self, step: Callable[[th.Tensor], Tensors], key: Hashable, device: th.device) -> None:
+        self.key = key
+        self._step = step
+        self._argument = th.zeros((), dtype=th.float64, device=device)
+        self._calls = 0
+        self._graph: th.cuda.CUDAGraph | None = None
+        self._results: Tensors = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A graph holds the memory of one model: a copy records its own
+        return {**self.__dict__, "key": None, "_graph": None, "_results": ()}
+
+    def __call__(self, argument: float) -> Tensors:
+        """
+        :param argument: of the step
+        :return: what the step returns
+        """
+        self._argument.fill_(argument)
+        self._calls += 1
+        if self._calls <= WARM_UP:
+            return self._on_a_side_stream()
+        if self._calls == WARM_UP + 1:
+            self._record()
+        if self._graph is None:
+            return self._step(self._argument)
+        self._graph.replay()
+        return tuple(result.clone() for result in self._results)  # the next replay overwrites them
+
+    def _on_a_side_stream(self) -> Tensors:
+        # Work of the warm-up on the usual stream would tie what is recorded to it
+        stream = th.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(th.cuda.current_stream())
+        with th.cuda.stream(stream):
+            results = self._step(self._argument)
+        th.cuda.current_stream().wait_stream(stream)
+        return results
+
+    def _record(self) -> None:
+        graph = th.cuda.CUDAGraph()
+        try:
+            with th.cuda.graph(graph):  # nothing runs meanwhile
+                self._results = self._step(self._argument)
+            self._graph = graph
+        except RuntimeError as error:
+            warnings.warn(
+                f"speedups: a gradient step could not be recorded as a CUDA graph ({error}); going on without.",
+                stacklevel=3,
+            )
