@@ -5,7 +5,7 @@ How fast does it train? Environment steps a second of whole runs, and what each 
 (rl-zoo3's settings) prints two markdown tables. The contestants are processes of their own that are all kept waiting,
 and take turns in random order, so a machine that slows down for a while slows all of them down; ratios are medians of
 ratios within one round. The floor is the gradient step of the same network on one batch that is already in place,
-without environments or replay.
+without environments or replay; a share of it says how near a whole run, environments included, comes to that.
 
 Libraries other than Stable-Baselines3 stand in ``benchmarks/speed_peers.py``; ``--python torchrl=PATH`` names the
 interpreter beside which one is installed, and adds it. Eight games and a learner for each contestant take memory, some
@@ -107,13 +107,30 @@ def whole_runs(contestants: dict[str, Contestant]) -> str:
     def per_second(name: str, what: str) -> np.ndarray:
         return np.array([turn[what] / turn["seconds"] for turn in contestants[name].turns])
 
-    lines = ["| | environment steps/s | gradient steps/s | times SB3's DQN |", "|---|---:|---:|---:|"]
+    lines = [
+        "| | environment steps/s | gradient steps/s | times SB3's DQN | share of the floor |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name in contestants:
         learned = per_second(name, "gradient_steps")
         stepped = "–" if name in FLOORS else f"{np.median(per_second(name, 'env_steps')):.0f}"
         times = np.median(learned / per_second(REFERENCE, "gradient_steps"))
-        lines.append(f"| {name} | {stepped} | {np.median(learned):.1f} | {times:.2f} |")
+        floor = floor_of(name)
+        share = "–"
+        if floor in contestants:
+            share = f"{np.median(learned / per_second(floor, 'gradient_steps')):.2f}"
+        lines.append(f"| {name} | {stepped} | {np.median(learned):.1f} | {times:.2f} | {share} |")
     return "\n".join(lines)
+
+
+def floor_of(name: str) -> str:
+    """
+    :param name: of a contestant
+    :return: name in ``FLOORS`` of the same arithmetic on the same network, or of none
+    """
+    _, *options = name.split(", ")
+    kept = [option for option in options if option not in ("while stepping", "native")]
+    return ", ".join(["floor", *kept]) if name.startswith("ours") else ""
 
 
 def parts(contestants: dict[str, Contestant], env_steps: int, rounds: int, n_envs: int) -> str:

@@ -121,6 +121,7 @@ class PerDoubleDQN(DQN):
         self.train_while_stepping = train_while_stepping
         self._deferring = False
         self._owed_gradient_steps = 0
+        self._overlapped: OverlappedVecEnv | None = None
         super().__init__(policy, env, *args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -238,7 +239,11 @@ class PerDoubleDQN(DQN):
         if self._deferring:
             steps = train_freq.frequency if train_freq.unit == TrainFrequencyUnit.STEP else 1
             share = math.ceil(self._owed_gradient_steps / steps)
-            env = OverlappedVecEnv(env, lambda: self._pay_gradient_steps(share))
+            meanwhile = partial(self._pay_gradient_steps, share)
+            if self._overlapped is None or self._overlapped.venv is not env:
+                self._overlapped = OverlappedVecEnv(env, meanwhile)  # which asks the environments a question
+            self._overlapped.meanwhile = meanwhile
+            env = self._overlapped
         try:
             rollout = super().collect_rollouts(env, callback, train_freq, replay_buffer, *args, **kwargs)
         except BaseException:
@@ -452,6 +457,7 @@ class PerDoubleDQN(DQN):
             "_loss_and_errors",
             "_recorded_step",
             "_deferring",
+            "_overlapped",
             "_owed_gradient_steps",
         ]
 
@@ -501,7 +507,7 @@ class PerDoubleDQN(DQN):
             super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
             self._pay_gradient_steps(self._owed_gradient_steps)
         finally:
-            self._deferring = False
+            self._deferring, self._overlapped = False, None
         return self
 
 

@@ -314,6 +314,16 @@ def test_compression_that_has_no_effect_says_so() -> None:
     store = make_observation_store(5, N_ENVS, ATARI, compress=True)
     with pytest.warns(UserWarning, match="compress_frames=True is without effect: an observation is no sliding stack"):
         add(store, 0, images(4, 84, 84), images(4, 84, 84, seed=1))
+    vectors = spaces.Dict({"speed": spaces.Box(-1, 1, (4,))})
+    with pytest.warns(UserWarning, match=r"compress_frames=True is without effect: no entry of Dict.* is an image"):
+        make_observation_store(5, N_ENVS, vectors, compress=True)
+
+
+def test_a_first_step_that_is_a_last_one_proves_nothing() -> None:
+    """Its next observation will not be used, and so cannot contradict any layout: frames must not be believed in."""
+    store: Any = make_observation_store(5, N_ENVS, ATARI)
+    add(store, 0, images(4, 84, 84), images(4, 84, 84, seed=1), uses_next=NONE)
+    assert isinstance(store._store, ArrayStore)
 
 
 def test_still_floats_are_handed_out_as_arrays_of_their_own() -> None:

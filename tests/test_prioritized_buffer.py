@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_per_dqn import PrioritizedReplayBuffer
+from sb3_per_dqn import DeviceReplayBuffer, PrioritizedReplayBuffer
 from sb3_per_dqn.replay import memory as memory_module
 from sb3_per_dqn.replay import prioritized_buffer
 from sb3_per_dqn.replay.memory import available_memory
@@ -157,10 +157,10 @@ def spoil(batch: PrioritizedReplayBufferSamples) -> None:
     batch.indices.fill(-1)
 
 
-def pair_buffer(buffer_size: int, n_envs: int = 1, **kwargs: Any) -> PrioritizedReplayBuffer:
-    return PrioritizedReplayBuffer(
-        buffer_size, PAIR_SPACE, spaces.Discrete(N_ACTIONS), device="cpu", n_envs=n_envs, **kwargs
-    )
+def pair_buffer(
+    buffer_size: int, n_envs: int = 1, make: type[PrioritizedReplayBuffer] = PrioritizedReplayBuffer, **kwargs: Any
+) -> PrioritizedReplayBuffer:
+    return make(buffer_size, PAIR_SPACE, spaces.Discrete(N_ACTIONS), device="cpu", n_envs=n_envs, **kwargs)
 
 
 def filled_buffer(buffer_size: int, n_envs: int = 1, rows: int | None = None, **kwargs: Any) -> PrioritizedReplayBuffer:
@@ -470,7 +470,25 @@ def test_reset_forgets_everything() -> None:
     with pytest.raises(ValueError, match="empty"):
         buffer.sample(1)
     RandomStreams(1, seed=5).step(buffer)
-    assert set(buffer.sample(10).indices) == {0}
+    assert set(buffer.sample(10).indices) == {4}
+
+
+@pytest.mark.parametrize("make", [PrioritizedReplayBuffer, DeviceReplayBuffer])
+@pytest.mark.parametrize("added", [1, 3, 6])
+def test_updates_of_what_was_forgotten_are_dropped(make: type[PrioritizedReplayBuffer], added: int) -> None:
+    """TRAPS 16, after a reset: a serial number names the same transition for ever."""
+    buffer = filled_buffer(5, make=make, alpha=1.0)
+    old: Any = buffer.sample(100).indices
+    buffer.reset()
+    streams = RandomStreams(1, seed=5)
+    for _ in range(added):
+        streams.step(buffer)
+    buffer.update_priorities(old, np.full(100, 9.0))
+    assert buffer.max_priority == 1.0
+    new: Any = buffer.sample(100).indices
+    assert set(new.tolist()) == set(range(5 + max(added - 5, 0), 5 + added))
+    buffer.update_priorities(new, np.full(100, 9.0))
+    assert buffer._priorities.values[: min(added, 5)] == pytest.approx(9.0)
 
 
 # --------------------------------------------------------------------------------------------------------- transitions

@@ -427,3 +427,9 @@ def test_statistics_by_hand() -> None:
         {"replayed": 0.4, "priority_q10": 1.4, "priority_q50": 3.0, "priority_q90": 4.6}
     )
     assert priority_statistics(np.zeros(3), np.zeros(3))["replayed"] == 0.0
+    # of many, a part: of all environments, however these are interleaved
+    for n_envs in (2, 4, 8):
+        priorities = np.arange(80_000.0) % n_envs + 1
+        quantiles = priority_statistics(priorities, priorities)
+        assert quantiles["priority_q10"] == 1.0
+        assert quantiles["priority_q90"] == n_envs

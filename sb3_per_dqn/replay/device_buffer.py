@@ -201,7 +201,8 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
         newest = self._added - 1
         ages = (newest - slots) % self.capacity
         self._record(weights, ages)
-        return PrioritizedReplayBufferSamples(*self._get_samples(slots, env), weights[:, None], newest - ages)
+        indices = newest - ages + self._forgotten_transitions
+        return PrioritizedReplayBufferSamples(*self._get_samples(slots, env), weights[:, None], indices)
 
     def _record(self, weights: th.Tensor, ages: th.Tensor) -> None:
         doubles = weights.double()
@@ -222,8 +223,10 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
         errors = th.as_tensor(td_errors, device=self.device).detach().reshape(-1).double().abs()
         if errors.shape != indices.shape:
             raise ValueError(f"td_errors has {len(errors)} elements for {len(indices)} indices: give one for each.")
-        slots = indices % self.capacity
-        stored = (indices >= self._added - self.capacity) & (self._priorities[slots] > 0) & errors.isfinite()
+        numbers = indices - self._forgotten_transitions
+        slots = numbers % self.capacity
+        stored = (numbers >= (self._added - self.capacity).clamp(min=0)) & errors.isfinite()
+        stored &= self._priorities[slots] > 0
         same = (slots[:, None] == slots) & stored  # (batch, batch)
         last = stored & ~same.triu(diagonal=1).any(dim=1)
         slots = th.where(last, slots, self._priorities.nowhere)

@@ -369,6 +369,8 @@ def make_observation_store(
     images = [key for key, part in space.spaces.items() if len(obs_shape(part)) >= 3]
     if single_frames and not images:
         raise ValueError(f"single_frames=True, but no entry of {space} is an image: pass single_frames=None.")
+    if compress and not images:
+        warnings.warn(f"compress_frames=True is without effect: no entry of {space} is an image.", stacklevel=2)
     demands = {key: None if single_frames and key not in images else single_frames for key in space.spaces}
     return DictStore(
         {

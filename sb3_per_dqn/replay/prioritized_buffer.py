@@ -105,7 +105,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self.n_steps = n_steps
         self.gamma = gamma
         self.single_frames = single_frames
-        self._steps = 0  # rows ever added
+        self._steps = 0
+        self._forgotten_transitions = 0
         self._action_dtype = self._maybe_cast_dtype(action_space.dtype)
         self.compress_frames = compress_frames
         self.reset()
@@ -186,11 +187,12 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def reset(self) -> None:
         """Forget all transitions and priorities."""
         super().reset()
+        self._forgotten_transitions += self._steps * self.n_envs  # so that no serial number ever names another one
         self._store = self._make_store()
         self._last_step = math.inf  # that is expected
         self._checked_nbytes = 0.0
         self._is_loaded = False
-        self._steps = 0  # rows ever added
+        self._steps = 0  # rows added since
         self._open = np.zeros(self.n_envs, dtype=bool)  # whether the next observation may follow the last one
         self._waiting = np.zeros(self.n_envs, dtype=np.int64)  # newest rows whose n-step windows are not complete
         self._last_max_priority = 1.0  # for when nothing stored was learned from
@@ -332,7 +334,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         indices = self._serial_numbers(slots)
         self._draws.record(weights, self._steps * self.n_envs - 1 - indices)
         return PrioritizedReplayBufferSamples(
-            *self._get_samples(slots, env), self.to_torch(weights.reshape(-1, 1)), indices
+            *self._get_samples(slots, env),
+            self.to_torch(weights.reshape(-1, 1)),
+            indices + self._forgotten_transitions,
         )
 
     def update_priorities(self, indices: IntArray, td_errors: npt.NDArray[Any] | th.Tensor) -> None:
@@ -358,11 +362,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             )
         if not indices.size:
             return
-        rows = indices // self.n_envs
-        if rows.min() < 0 or rows.max() >= self._steps:
+        rows = (indices - self._forgotten_transitions) // self.n_envs
+        if indices.min() < 0 or rows.max() >= self._steps:
             raise IndexError(f"indices={indices} names a transition that was never stored: pass sample's indices.")
-        stored = rows >= self._steps - self.buffer_size
-        slots = indices[stored] % self.capacity
+        stored = rows >= max(self._steps - self.buffer_size, 0)
+        slots = (indices[stored] - self._forgotten_transitions) % self.capacity
         if self.n_steps > 1 and not self._priorities[slots].all():
             raise IndexError(f"indices={indices} names a transition whose n-step window is not complete yet.")
         priorities = (errors[stored] + self.eps) ** self.alpha
@@ -400,7 +404,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     def _serial_numbers(self, slots: IntArray) -> IntArray:
         """
-        :return: numbers that count all transitions ever added; one names the same transition for ever
+        :return: numbers that count all transitions added since the last ``reset``
         """
         newest = self._steps * self.n_envs  # the serial number that comes next
         return newest - 1 - (newest - 1 - slots) % self.capacity
