@@ -32,6 +32,7 @@ class RecordedStep:
         self._calls = 0
         self._graph: th.cuda.CUDAGraph | None = None
         self._results: Tensors = ()
+        self.failed = False  # to be recorded
 
     def __getstate__(self) -> dict[str, Any]:
         # A graph holds the memory of one model: a copy records its own
@@ -63,13 +64,16 @@ class RecordedStep:
         return results
 
     def _record(self) -> None:
-        graph = th.cuda.CUDAGraph()
+        graph, stream = th.cuda.CUDAGraph(), th.cuda.current_stream()
         try:
             with th.cuda.graph(graph):  # nothing runs meanwhile
                 self._results = self._step(self._argument)
             self._graph = graph
         except RuntimeError as error:
+            th.cuda.set_stream(stream)  # a recording that is broken off may leave its own behind
+            self.failed = True
             warnings.warn(
-                f"speedups: a gradient step could not be recorded as a CUDA graph ({error}); going on without.",
+                f"speedups: a gradient step could not be recorded as a CUDA graph ({error.__context__ or error}); "
+                "going on without.",
                 stacklevel=3,
             )

@@ -138,6 +138,8 @@ class PerDoubleDQN(DQN):
         self._recorded_step: RecordedStep | None = None
         if not isinstance(self.replay_buffer, DeviceReplayBuffer):
             self._speedups.leave_out_graph("it needs replay_buffer_class=DeviceReplayBuffer")
+        if "capturable" not in self.policy.optimizer.defaults:
+            self._speedups.leave_out_graph(f"{type(self.policy.optimizer).__name__} has no argument capturable")
         if self.exploration is not None:
             self.exploration_schedule = as_schedule(self.exploration, "exploration")
 
@@ -314,17 +316,18 @@ class PerDoubleDQN(DQN):
         """
         parameters = list(self.policy.parameters())
         step = partial(self._gradient_step, batch_size=batch_size, parameters=parameters)
-        if not (self._speedups.graph and isinstance(self.replay_buffer, DeviceReplayBuffer)):
+        buffer, optimizer, recorded = self.replay_buffer, self.policy.optimizer, self._recorded_step
+        if not (self._speedups.graph and isinstance(buffer, DeviceReplayBuffer) and optimizer.state):
+            return step  # (the first steps make the optimizer's state)
+        if recorded is not None and recorded.failed:
             return step
-        states = self.policy.optimizer.state.values()
-        tensors = [
-            *parameters,
-            *(value for state in states for value in state.values() if isinstance(value, th.Tensor)),
-        ]
-        key = batch_size, id(self.replay_buffer), *(tensor.data_ptr() for tensor in tensors)
-        if self._recorded_step is None or self._recorded_step.key != key:
-            self._recorded_step = RecordedStep(step, key, self.device)
-        return self._recorded_step
+        states = (value for state in optimizer.state.values() for value in state.values())
+        tensors = [*parameters, *(state for state in states if isinstance(state, th.Tensor)), *buffer.tensors]
+        numbers = batch_size, self.gamma, self.max_grad_norm, self.double_q, *buffer.numbers
+        key = numbers, tuple(tensor.data_ptr() for tensor in tensors)
+        if recorded is None or recorded.key != key:
+            self._recorded_step = recorded = RecordedStep(step, key, self.device)
+        return recorded
 
     def _gradient_step(
         self, beta: float | th.Tensor, batch_size: int, parameters: list[th.nn.Parameter]

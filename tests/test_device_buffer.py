@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,11 +22,12 @@ from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
-from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, PrioritizedReplayBuffer
+from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, PrioritizedReplayBuffer, per_double_dqn
 from sb3_per_dqn.cuda_graph import WARM_UP, RecordedStep
 from sb3_per_dqn.replay import device_store, prioritized_buffer
 from sb3_per_dqn.replay.device_store import pool_length
-from tests.test_training_with_replay import DictFrames, Frames, corridor, make, stacked_frames
+from sb3_per_dqn.speedups import Speedups
+from tests.test_training_with_replay import DictFrames, Frames, buffer_of, corridor, make, stacked_frames
 
 SPACE, ACTIONS = spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(5)
 ENDED: list[dict[str, Any]] = [{}]
@@ -128,6 +129,14 @@ def test_an_error_that_is_not_finite_changes_no_priority(bad: float) -> None:
         buffer.update_priorities(th.tensor([0, 1, 0]), th.tensor([5.0, 2.0]))
 
 
+def test_updates_that_name_nothing() -> None:
+    with pytest.raises(IndexError, match="never stored"):
+        DeviceReplayBuffer(4, SPACE, ACTIONS, "cpu").update_priorities(th.tensor([0]), th.tensor([1.0]))
+    buffer = vectors(DeviceReplayBuffer, 4, 6, alpha=1.0, eps=1e-9)
+    buffer.update_priorities(th.tensor([4, 8, 1001, -1]), th.tensor([5.0, 7.0, 7.0, 7.0]))
+    assert buffer._priorities.values == pytest.approx([5, 1, 1, 1])
+
+
 def test_a_transition_whose_window_is_not_complete_stays_out() -> None:
     buffer = vectors(DeviceReplayBuffer, 6, 4, n_steps=3)
     buffer.update_priorities(th.tensor([3]), th.tensor([5.0]))
@@ -196,6 +205,24 @@ def test_a_stacked_frame_is_there_once_and_is_not_taken_before_the_first_add() -
     next_obs = np.concatenate([obs[:, 1:], obs[:, :1]], axis=1)
     buffer.add(obs, next_obs, np.zeros(2), np.zeros(2), np.zeros(2), [{}, {}])
     assert 7056 < buffer.nbytes / 10_000 < 7056 * 1.06
+
+
+def test_memory_is_asked_for_once_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device gives it when it is asked for: also for a short run, and not again for the next one."""
+    space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    rng = np.random.default_rng(0)
+    obs = rng.integers(1, 255, (1, 4, 84, 84), dtype=np.uint8)
+    next_obs = np.concatenate([obs[:, 1:], obs[:, :1]], axis=1)
+    step = obs, next_obs, np.zeros(1), np.zeros(1), np.zeros(1), [{}]
+    buffer = DeviceReplayBuffer(2000, space, ACTIONS, "cpu")
+    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda device: 10**7)
+    with pytest.raises(ValueError, match=r"needs 0\.0\d+ GB"):
+        buffer.expect(100)
+    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda device: 2 * 10**7)
+    buffer.add(*step)
+    monkeypatch.setattr(prioritized_buffer, "available_memory", lambda device: 0)
+    buffer.expect(10_000)
+    buffer.add(*step)
 
 
 def test_memory_that_will_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,6 +339,7 @@ def test_every_call_of_a_recorded_step_does_one_step(monkeypatch: pytest.MonkeyP
     for name, fake in {"CUDAGraph": FakeGraph, "graph": record, "stream": stream, "Stream": Stream}.items():
         monkeypatch.setattr(th.cuda, name, fake)
     monkeypatch.setattr(th.cuda, "current_stream", Stream)
+    monkeypatch.setattr(th.cuda, "set_stream", lambda stream: None)
     recorded_step = RecordedStep(step, "key", th.device("cpu"))
     results = [recorded_step(float(call))[0] for call in range(WARM_UP + 5)]
     assert done == list(range(WARM_UP + 5))
@@ -335,9 +363,96 @@ def test_every_call_of_a_recorded_step_does_one_step(monkeypatch: pytest.MonkeyP
 
 
 def test_an_optimizer_made_fit_for_a_graph_goes_back() -> None:
-    """A model that was trained on CUDA with a graph, loaded on a CPU: Adam would refuse to go on."""
-    model: PerDoubleDQN = make(corridor()).learn(60)
+    """A model that was trained on CUDA with a graph, loaded on a CPU: Adam's usual kernels would refuse to go on."""
+    model: PerDoubleDQN = make(corridor(), speedups="none").learn(60)
     for group in model.policy.optimizer.param_groups:
         group["capturable"], group["lr"] = True, th.tensor(1e-3)
     assert model.learn(60, reset_num_timesteps=False)._n_updates > 20
     assert not any(group["capturable"] for group in model.policy.optimizer.param_groups)
+
+
+def graph_model(**kwargs: Any) -> PerDoubleDQN:
+    """A model that believes in CUDA graphs; Adam's fused kernel does not mind on a CPU."""
+    model = make(stacked_frames(), "CnnPolicy", replay_buffer_class=DeviceReplayBuffer, **kwargs)
+    model._speedups.graph = True
+    return model
+
+
+class Recorded(RecordedStep):
+    """What is done is done as it is; what would be recorded, and how often, is remembered."""
+
+    made: ClassVar[list[Any]] = []
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.made.append(self.key)
+
+    def __call__(self, argument: float) -> tuple[th.Tensor, ...]:
+        self._argument.fill_(argument)
+        return self._step(self._argument)
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    monkeypatch.setattr(per_double_dqn, "RecordedStep", Recorded)
+    monkeypatch.setattr(Recorded, "made", [])
+    return Recorded.made
+
+
+def test_a_step_is_recorded_once_as_long_as_nothing_moves(recordings: list[Any], tmp_path: Path) -> None:
+    model = graph_model()
+    model.learn(120)
+    assert model._n_updates > 15
+    assert len(recordings) == 1
+    model.learn(60, reset_num_timesteps=False)
+    assert len(recordings) == 1
+    changes: list[Callable[[], Any]] = [
+        lambda: model.set_parameters(copy.deepcopy(model.get_parameters())),  # another state of the optimizer
+        lambda: setattr(model, "gamma", 0.5),
+        lambda: setattr(model, "batch_size", 8),
+        lambda: buffer_of(model).reset(),
+        lambda: buffer_of(model).to(th.device("cpu")) or setattr(buffer_of(model), "eps", 1e-3),
+    ]
+    for count, change in enumerate(changes, start=2):
+        change()
+        model.learn(60, reset_num_timesteps=False)
+        assert len(recordings) == count
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    model.load_replay_buffer(tmp_path / "buffer.pkl")
+    model.learn(60, reset_num_timesteps=False)
+    assert len(recordings) == len(changes) + 2
+
+
+@pytest.mark.usefixtures("recordings")
+def test_a_recorded_step_trains_as_any_other() -> None:
+    """The learning rate and beta are tensors then; a schedule reaches both."""
+    models = []
+    for graph in (True, False):
+        model = graph_model(learning_rate=lambda remaining: 1e-3 * remaining)
+        model._speedups.graph = graph
+        models.append(model.learn(200))
+    one, other = models
+    assert isinstance(one._recorded_step, Recorded)
+    assert other._recorded_step is None
+    for name, weights in one.policy.state_dict().items():
+        assert th.allclose(weights, other.policy.state_dict()[name], rtol=1e-3, atol=1e-6), name
+    assert float(one.policy.optimizer.param_groups[0]["lr"]) == pytest.approx(
+        other.policy.optimizer.param_groups[0]["lr"]
+    )
+
+
+def test_what_cannot_be_recorded_is_not_tried_again(recordings: list[Any]) -> None:
+    model = graph_model().learn(60)
+    assert model._recorded_step is not None
+    model._recorded_step.failed = True
+    model.gamma = 0.5
+    model.learn(60, reset_num_timesteps=False)
+    assert len(recordings) == 1
+
+
+def test_an_optimizer_that_cannot_be_recorded_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons: list[str] = []
+    monkeypatch.setattr(Speedups, "leave_out_graph", lambda self, reason: reasons.append(reason))
+    policy_kwargs = {"net_arch": [8], "optimizer_class": th.optim.SGD}
+    make(stacked_frames(), "CnnPolicy", replay_buffer_class=DeviceReplayBuffer, policy_kwargs=policy_kwargs)
+    assert reasons == ["there are none on a CPU", "SGD has no argument capturable"]

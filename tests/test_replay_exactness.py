@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_per_dqn import DeviceReplayBuffer, PrioritizedReplayBuffer
 from sb3_per_dqn.replay import device_store
+from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBufferSamples
 from tests.naive_replay import (
     N_ACTIONS,
     DictStream,
@@ -35,7 +36,7 @@ from tests.naive_replay import (
 )
 
 SOAK_OPERATIONS = int(os.environ.get("SOAK_OPERATIONS", "10000"))  # a million takes about an hour
-DTYPES = [np.uint8, np.int16, np.float16, np.float32, np.float64]
+DTYPES = [np.uint8, np.uint16, np.int16, np.float16, np.float32, np.float64]
 ON_DEVICE_WHOLE = {"make": DeviceReplayBuffer, "single_frames": False}
 SHAPES = [((1,), 0), ((3,), 0), ((1, 2, 3), 0), ((3, 2, 2), 0), ((2, 3, 1), -1), ((2, 2, 3), -1)]  # frame, axis
 
@@ -239,6 +240,28 @@ def test_a_layout_is_left_at_any_time(seed: int, frames: dict[str, Any]) -> None
     for _ in range(100):
         world.add()
         world.check_every_slot()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_forgotten_early_cannot_be_drawn(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no frame to spare, nor room for the stacks of many beginnings: what is drawn is right all the same."""
+    monkeypatch.setattr(device_store, "pool_length", lambda rows, n_envs, depth: (rows + 2 * depth) * n_envs)
+    rng = np.random.default_rng(seed)
+    rows, n_envs, n_steps = (int(rng.integers(*bounds)) for bounds in ((6, 40), (1, 6), (1, 6)))
+    kind = str(rng.choice(["frames", "late", "dict", "images"]))
+    world = World(
+        kind, depth=3, n_envs=n_envs, buffer_size=rows * n_envs, n_steps=n_steps, seed=seed, make=DeviceReplayBuffer
+    )
+    for _ in range(120):
+        world.add()
+        drawable = th.as_tensor(np.flatnonzero(world.buffer._priorities.values))
+        serials = world.buffer._serial_numbers(drawable.numpy())
+        assert set(serials) <= set(world.naive.priorities)
+        if not serials.size:
+            continue
+        batch = world.buffer._get_samples(drawable)
+        ones = th.ones(len(serials), 1)  # the weights for beta = 0
+        world.naive.check(PrioritizedReplayBufferSamples(*batch, ones, serials), beta=0.0)
 
 
 @given(

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_per_dqn.replay.device_store import DeviceStore
 from sb3_per_dqn.replay.device_tree import DeviceTree
+from sb3_per_dqn.replay.frame_store import FrameLayout
 from sb3_per_dqn.replay.memory import move_tensors, to_device
 from sb3_per_dqn.replay.observation_store import AdaptiveStore, DictStore, make_observation_store
 from sb3_per_dqn.replay.prioritized_buffer import (
@@ -100,6 +101,20 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
     def _memory_device(self) -> th.device | None:
         return self.device
 
+    @property
+    def _frame_layouts(self) -> list[FrameLayout | None]:
+        return [part.frames.layout for part in self._parts.values()]
+
+    @property
+    def _first_step(self) -> int:
+        return max(part.frames.first_step for part in self._parts.values())
+
+    def _nbytes_to_come(self) -> float:
+        if self._steps > 0 and not self._store.moves:
+            return 0.0
+        # A device gives memory when it is asked for, and not when it is written to
+        return self._store.full_nbytes + self._slot_nbytes * self.capacity * (self._steps == 0)
+
     def _allocate_trees(self) -> None:
         self._priorities: Any = DeviceTree(self.capacity, self.device)  # p_i^alpha
         self._learned_priorities: Any = DeviceTree(self.capacity, self.device)
@@ -117,7 +132,7 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
         """As for ``PrioritizedReplayBuffer``."""
         super().add(*args, **kwargs)
         self._added.fill_(self._steps * self.n_envs)
-        first = max(part.frames.first_step for part in self._parts.values())
+        first = self._first_step
         oldest = max(self._forgotten, self._steps - self.buffer_size)
         if first > oldest:
             rows = np.arange(oldest, first) % self.buffer_size
@@ -133,12 +148,14 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
         self._priorities[self._on_device(slots)] = priorities
 
     def _enter(self, slots: IntArray) -> None:
-        layouts = [part.frames.layout for part in self._parts.values()]
+        layouts = [[] if layout is None else [layout.axis, layout.depth] for layout in self._frame_layouts]
         if layouts != self._layouts:  # all places are others now
             width = self.action_dim + sum(2 * part.frames.depth for part in self._parts.values())
             self._integers = th.zeros((self.capacity, width), dtype=th.int32, device=self.device)
             self._layouts = layouts
             self._upload(np.flatnonzero(self._priorities.values))
+        steps = self._serial_numbers(slots) // self.n_envs
+        slots = slots[steps >= self._first_step]  # the frames of others are gone already
         self._upload(slots)
         super()._enter(slots)
         self._can_draw = self._can_draw or bool(slots.size)
@@ -161,17 +178,32 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
         self._integers[rows] = self._on_device(integers)
         self._numbers[rows] = self._on_device(np.concatenate([rewards, dones[:, None], discounts], axis=1))
 
+    @property
+    def _owners(self) -> list[Any]:
+        parts = list(self._parts.values())
+        if self._steps == 0:
+            return [self, *parts]
+        return [self, *parts, self._priorities, self._learned_priorities, *(part.frames for part in parts)]
+
+    @property
+    def tensors(self) -> list[th.Tensor]:
+        """All that ``sample`` and ``update_priorities`` read and write."""
+        own = [self._integers, self._numbers, self._added, self._draw_sums, self._max_weight]
+        of_parts = (value for owner in self._owners[1:] for value in vars(owner).values())
+        return [*own, *(value for value in of_parts if isinstance(value, th.Tensor))]
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """What else they depend on."""
+        return self.alpha, self.eps, self._forgotten_transitions
+
     def to(self, device: th.device) -> None:
         """
         Move everything to another device, for a buffer that comes from a file.
 
         :param device: where to
         """
-        self.device = device
-        owners: list[Any] = [self]
-        if self._steps > 0:
-            owners += [self._priorities, self._learned_priorities, *(part.frames for part in self._parts.values())]
-        for owner in (*owners, *self._parts.values()):
+        for owner in self._owners:
             move_tensors(owner, device)
 
     def _on_device(self, array: npt.NDArray[Any]) -> th.Tensor:
@@ -212,21 +244,24 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
 
     def update_priorities(self, indices: Any, td_errors: npt.NDArray[Any] | th.Tensor) -> None:
         """
-        Set p_i = (|delta_i| + eps)^alpha. An update for a transition that was overwritten since it was drawn, or whose
+        Set p_i = (|delta_i| + eps)^alpha. An update for a transition that is not stored or cannot be drawn, or whose
         error is not finite, is dropped; of several for one transition, the last counts.
 
         :param indices: serial numbers, from ``sample``, shape (batch,)
         :param td_errors: TD errors as they are, signed and unweighted, of as many elements
         :raises ValueError: if the lengths differ
+        :raises IndexError: if nothing is stored
         """
         indices = th.as_tensor(indices, device=self.device).reshape(-1)
         errors = th.as_tensor(td_errors, device=self.device).detach().reshape(-1).double().abs()
         if errors.shape != indices.shape:
             raise ValueError(f"td_errors has {len(errors)} elements for {len(indices)} indices: give one for each.")
+        if self._steps == 0:
+            raise IndexError(f"indices={indices} names a transition that was never stored: pass sample's indices.")
         numbers = indices - self._forgotten_transitions
         slots = numbers % self.capacity
-        stored = (numbers >= (self._added - self.capacity).clamp(min=0)) & errors.isfinite()
-        stored &= self._priorities[slots] > 0
+        stored = (numbers >= (self._added - self.capacity).clamp(min=0)) & (numbers < self._added)
+        stored &= errors.isfinite() & (self._priorities[slots] > 0)
         same = (slots[:, None] == slots) & stored  # (batch, batch)
         last = stored & ~same.triu(diagonal=1).any(dim=1)
         slots = th.where(last, slots, self._priorities.nowhere)

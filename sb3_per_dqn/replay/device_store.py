@@ -54,8 +54,11 @@ class PooledFrames:
         self._device = device
         frame_shape = self._split(np.empty((1, *shape))).shape[2:]
         self._length = pool_length(rows, n_envs, depth)
-        known = th.from_numpy(np.empty(0, dtype=dtype))
-        self._frames = th.zeros((1 + self._length, *frame_shape), dtype=known.dtype, device=device)
+        self._dtype = th.from_numpy(np.empty(0, dtype=dtype)).dtype
+        # As signed integers, for torch cannot gather all unsigned ones
+        self._stored_as = np.dtype(dtype) if np.dtype(dtype).kind != "u" else np.dtype(f"i{np.dtype(dtype).itemsize}")
+        blank = th.from_numpy(np.zeros((1, *frame_shape), dtype=self._stored_as))
+        self._frames = th.zeros((1 + self._length, *frame_shape), dtype=blank.dtype, device=device)
         self._written = 0  # frames, ever
         self._window = np.full((n_envs, depth), BLANK)  # serial numbers of the newest stacks' frames, oldest first
         self._places = np.zeros((rows, n_envs, 2, depth), dtype=np.int32)  # of the frames before and after a step
@@ -142,7 +145,7 @@ class PooledFrames:
         if not new:
             return
         places = self._places_of(self._written + np.arange(len(new)))
-        self._frames[to_device(places, self._device)] = to_device(np.stack(new), self._device)
+        self._frames[to_device(places, self._device)] = to_device(np.stack(new).view(self._stored_as), self._device)
         self._written += len(new)
 
     def _forget_overwritten(self) -> None:
@@ -168,7 +171,7 @@ class PooledFrames:
         :param places: of frames, shape (batch, 2 * depth)
         :return: a copy of the observations before and after the steps, shape (batch, \\*obs_shape)
         """
-        frames = self._frames[places.long()]
+        frames = self._frames[places.long()].view(self._dtype)
         return self._join(frames[:, : self.depth]), self._join(frames[:, self.depth :])
 
     def get(self, steps: Array, envs: Array, last_steps: Array | None = None) -> tuple[Array, Array]:

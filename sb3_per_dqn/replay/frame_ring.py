@@ -62,6 +62,7 @@ class RawFrames:
 
     def __init__(self, rows: int, n_envs: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self.rows = rows
+        self.written = 0  # rows, ever
         self._frames = np.zeros((rows, n_envs, *shape), dtype=dtype)
 
     @property
@@ -74,6 +75,7 @@ class RawFrames:
 
     def write(self, row: int, frames: Array) -> None:
         self._frames[row] = frames
+        self.written += 1
 
     def rewrite(self, row: int, env: int, frame: Array) -> None:
         self._frames[row, env] = frame

@@ -184,6 +184,20 @@ class AdaptiveStore:
         return self._layouts[0] if self._layouts else None
 
     @property
+    def layouts(self) -> list[list[int]]:
+        """Axis and depth of the layouts that nothing contradicts yet, that of the store first; none of whole arrays."""
+        return [[layout.axis, layout.depth] for layout in self._layouts]
+
+    def allocate(self, layouts: list[list[int]]) -> None:
+        """
+        Make room, for a store that comes from a file.
+
+        :param layouts: that a store of the same size and space had
+        """
+        self._layouts = [FrameLayout(axis, depth) for axis, depth in layouts]
+        self._store = self._empty_store(self._layout)
+
+    @property
     def full_nbytes(self) -> float:
         if self._store is not None and self._store.layout == self._layout:
             return self._store.full_nbytes
@@ -301,6 +315,18 @@ class DictStore:
     def stores(self) -> dict[str, AdaptiveStore]:
         """Store by key."""
         return self._stores
+
+    @property
+    def layouts(self) -> dict[str, list[list[int]]]:
+        """Of each entry."""
+        return {key: store.layouts for key, store in self._stores.items()}
+
+    def allocate(self, layouts: dict[str, list[list[int]]]) -> None:
+        """
+        :param layouts: of each entry
+        """
+        for key, store in self._stores.items():
+            store.allocate(layouts[key])
 
     @property
     def full_nbytes(self) -> float:

@@ -163,22 +163,35 @@ class PrioritizedReplayBuffer(ReplayBuffer):
                 f"buffer_size={self.capacity} holds {self.buffer_size} steps of {self.n_envs} environments, fewer than "
                 f"n_steps={self.n_steps}: make the buffer larger."
             )
-        observations, rest = self._store.full_nbytes / self.buffer_size, self._slot_nbytes * self.n_envs  # of a step
-        # Arrays grow as they are filled; those of a loaded buffer are there already, and observations that move are not
-        there = self.buffer_size if self._is_loaded else min(self._steps, self.buffer_size)
-        kept = 0 if self._store.moves else there
-        last = min(self._last_step, self.buffer_size)
-        needed = max(last - kept, 0) * observations + max(last - there, 0) * rest
+        needed = self._nbytes_to_come()
         available = available_memory(self._memory_device)
         if needed > available:
             # Sixteen fewer, as a smaller ring of frames has as many rows of history, and of a group to spare
-            fits = (int(available / (observations + rest)) + kept - 16) * self.n_envs
+            of_step = self._store.full_nbytes / self.buffer_size + self._slot_nbytes * self.n_envs
+            fits = (int(available / of_step) + self._rows_kept - 16) * self.n_envs
             raise ValueError(
                 f"buffer_size={self.capacity} needs {needed / 1e9:.3g} GB of memory, of which "
                 f"{available / 1e9:.3g} GB are available: "
                 + (f"buffer_size={fits} would fit." if fits > 0 else "free some memory.")
             )
         self._checked_nbytes = self._store.full_nbytes
+
+    @property
+    def _rows_there(self) -> int:
+        # Arrays grow as they are filled; those of a loaded buffer are there already
+        return self.buffer_size if self._is_loaded else min(self._steps, self.buffer_size)
+
+    @property
+    def _rows_kept(self) -> int:
+        return 0 if self._store.moves else self._rows_there  # observations that move are not
+
+    def _nbytes_to_come(self) -> float:
+        """
+        :return: bytes that will be taken for the transitions that are expected
+        """
+        last = min(self._last_step, self.buffer_size)
+        observations = self._store.full_nbytes / self.buffer_size * max(last - self._rows_kept, 0)
+        return observations + self._slot_nbytes * self.n_envs * max(last - self._rows_there, 0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -261,6 +274,21 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         else:
             self._enter(new)
         self._clear_learned(new)
+
+    @property
+    def layouts(self) -> Any:
+        """How observations are stacks of frames, see ``AdaptiveStore.layouts``; ``None`` if nothing is stored."""
+        return self._store.layouts if self._steps > 0 else None
+
+    def allocate(self, layouts: Any) -> None:
+        """
+        Make room, for contents that come from a file.
+
+        :param layouts: that a buffer made with the same arguments had
+        """
+        if layouts is not None:
+            self._allocate()
+            self._store.allocate(layouts)
 
     def _allocate(self) -> None:
         self._allocate_trees()
