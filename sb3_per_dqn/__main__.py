@@ -4,7 +4,10 @@ The command line: rl-zoo3's commands with our defaults.
     sb3-per-dqn train --env CartPole-v1 --seed 1
     python -m sb3_per_dqn enjoy --no-render
 
-Exit status: 0, or 2 for a wrong argument, 1 if training fails, 130 after Ctrl-C (an interrupted training is saved).
+    sb3-per-dqn train --resume logs/per_ddqn/CartPole-v1_1
+
+Exit status: 0, or 2 for a wrong argument, 1 if training fails, 130 after Ctrl-C and 143 after SIGTERM (an interrupted
+training is saved, and can be resumed).
 """
 
 import argparse
@@ -44,9 +47,9 @@ def main() -> int:
         return fail(f"unknown command {command!r}. Did you mean {near[0]}? (see sb3-per-dqn --help)")
     try:
         return run(command, arguments)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("sb3-per-dqn: interrupted", file=sys.stderr)
-        return 130
+        return 143 if type(interrupt).__name__ == "Terminated" else 130
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -57,9 +60,13 @@ def run(command: str, arguments: list[str]) -> int:
     """
     # Not at the top: worker processes import this module, and need nothing of the zoo
     from sb3_per_dqn import zoo
+    from sb3_per_dqn.run_settings import RunSettings, parse_settings
 
     try:
-        zoo.run_command(command, with_defaults(command, arguments))
+        settings = RunSettings()
+        if command == "train":
+            settings, arguments = parse_settings(arguments)
+        zoo.run_command(command, with_defaults(command, arguments), settings)
     except Exception as error:
         if zoo.arose_in_training(error):
             raise

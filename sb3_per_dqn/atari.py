@@ -2,11 +2,8 @@
 
 import difflib
 import os
-import signal
 import tempfile
-from collections.abc import Callable
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 import ale_py
@@ -17,8 +14,22 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import AtariStepReturn
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
+from sb3_per_dqn.checkpoint.state import handle
+from sb3_per_dqn.workers import WorkerVecEnv
+
 gym.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # AtariEnv does so too, but after the banner
+
+
+def _captured_emulator(ale: ale_py.ALEInterface) -> np.ndarray:
+    return np.frombuffer(ale.cloneState(include_rng=True).serialize(), dtype=np.uint8)
+
+
+def _restore_emulator(ale: ale_py.ALEInterface, state: np.ndarray) -> None:
+    ale.restoreState(ale_py.ALEState(state.tobytes()))
+
+
+handle(ale_py.ALEInterface, _captured_emulator, _restore_emulator)
 
 EVALUATION_EPSILON = 0.01
 # Five minutes at 60 frames a second, the limit of Mnih et al. (2015): a policy that never presses FIRE ends there.
@@ -85,31 +96,6 @@ def _remaining_skip(emulator: ale_py.AtariEnv, frame_skip: int) -> int:
             f"pass a multiple of {skipped}, or a NoFrameskip id."
         )
     return frame_skip // skipped
-
-
-class WorkerVecEnv(SubprocVecEnv):
-    """
-    ``SubprocVecEnv`` whose workers leave Ctrl-C to the parent.
-
-    A terminal sends SIGINT to the whole process group; workers that die of it break the parent's pipes before it
-    can save. Here they go on, and end when the parent closes them or is gone.
-
-    :param env_fns: one function per worker, making its environment
-    :param start_method: as for ``SubprocVecEnv``
-    """
-
-    def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None) -> None:
-        super().__init__([partial(_make_ignoring_sigint, env_fn) for env_fn in env_fns], start_method)
-
-    def close(self) -> None:
-        """End the workers."""
-        self.waiting = False  # SB3 would wait for all answers, of which an interrupted step has read some already
-        super().close()
-
-
-def _make_ignoring_sigint(env_fn: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return env_fn()
 
 
 def make_atari_vec_env(

@@ -261,6 +261,25 @@ class PerDoubleDQN(DQN):
         if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
             self._last_obs = None
 
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        # Here, where it is still known whose it is
+        if not np.isfinite(reward).all():
+            env = int(np.flatnonzero(~np.isfinite(reward))[0])
+            raise ValueError(f"At step {self.num_timesteps}, the reward of environment {env} is {reward[env]}.")
+        for part in new_obs.values() if isinstance(new_obs, dict) else (new_obs,):
+            if part.dtype.kind == "f" and np.isnan(part).any():
+                env = int(np.argwhere(np.isnan(part))[0][0])
+                raise ValueError(f"At step {self.num_timesteps}, an observation of environment {env} is NaN.")
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """
         Sample, take the TD errors, write their priorities back, descend their weighted Huber loss.

@@ -14,11 +14,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -40,17 +40,21 @@ from stable_baselines3.common.vec_env import (
     sync_envs_normalization,
 )
 
-from sb3_per_dqn.atari import AtariGameWrapper, WorkerVecEnv, check_atari_id, make_atari_vec_env
+from sb3_per_dqn.atari import AtariGameWrapper, check_atari_id, make_atari_vec_env
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
+from sb3_per_dqn.checkpoint import RunCheckpoints
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.plots import draw_learning_curves
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
+from sb3_per_dqn.run_settings import RunSettings
+from sb3_per_dqn.workers import WorkerVecEnv
 
 EVALUATION_GAMES = 10
 MAX_VIDEO_STEPS = 5_000
 LOGGED_ROWS = 200  # of a whole run, whatever its length
 MIN_STEPS_PER_ROW = 100
+CHECKPOINTS = "checkpoints"  # in a run's folder
 GAME_WRAPPER = f"{AtariGameWrapper.__module__}.{AtariGameWrapper.__name__}"
 EVALUATION_KWARGS = {"evaluation": True, "terminal_on_life_loss": False, "clip_reward": False}  # of AtariGameWrapper
 
@@ -64,13 +68,20 @@ class RunManager(ExperimentManager):
     - ``emulators: native`` in the YAML trains and evaluates on ALE's native emulators; the video is of an ordinary one.
     - Worker processes leave Ctrl-C to the parent; evaluation uses :class:`AtariGameWrapper`'s evaluation mode.
     - ``progress.csv`` and ``episodes.csv`` beside the model; after training a score, a picture and a video.
+    - Checkpoints of the whole run, from which ``--resume`` goes on in the same folder.
 
     :param args: as for the zoo's class
     :param kwargs: as for the zoo's class
     """
 
+    settings: ClassVar[RunSettings] = RunSettings()
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.settings.resume is not None:
+            self.save_path = str(self.settings.resume)
+            self.params_path = f"{self.save_path}/{self.env_name}"
+        self.checkpoints: RunCheckpoints | None = None
         own_file = hyperparams_folder() / f"{self.algo}.yml"
         if kwargs.get("config") is None and own_file.is_file():
             self.config = str(own_file)
@@ -142,11 +153,22 @@ class RunManager(ExperimentManager):
     def create_callbacks(self) -> None:
         """Ours before the zoo's: of its list, it ends the first for certain."""
         super().create_callbacks()  # type: ignore[no-untyped-call]
-        self.callbacks[:0] = [RunRecorder(self.save_path), self.guard]
+        recorder = RunRecorder(self.save_path, self.settings.resume is not None)
+        self.callbacks[:0] = [recorder, self.guard]
+        if self.settings.every and self.algo == "per_ddqn" and not self.optimize_hyperparameters:
+            folder = Path(self.save_path) / CHECKPOINTS
+            self.checkpoints = RunCheckpoints(folder, self.settings.every, logs=recorder.files)
+            self.guard.checkpoints = self.checkpoints
+            self.callbacks.insert(2, self.checkpoints)
         if self.log_interval == -1 and issubclass(ALGOS[self.algo], OffPolicyAlgorithm):
             # by steps, as a count of episodes would be a count of lives, and flood the screen
             self.log_interval = -2
             self.callbacks.append(LogEveryNTimesteps(max(self.n_timesteps // LOGGED_ROWS, MIN_STEPS_PER_ROW)))
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if self.settings.resume is None:
+            super()._save_config(saved_hyperparams)
+            self.settings.save(self)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
@@ -156,6 +178,8 @@ class RunManager(ExperimentManager):
         :return: the vectorized environment, wrapped
         """
         settings: dict[str, Any] = {"env_wrapper": self.evaluation_wrapper if eval_env else self.env_wrapper}
+        if self.settings.resume is not None and not eval_env:
+            settings["monitor_kwargs"] = {**self.monitor_kwargs, "override_existing": False}
         if self.emulators != "processes":
             make_games = partial(
                 make_atari_vec_env,
@@ -175,7 +199,14 @@ class RunManager(ExperimentManager):
         """
         :param model: an initialized RL model
         """
-        with self.guard.listening():
+        with self.guard.listening(), ExitStack() as resumed:
+            if self.checkpoints is not None:
+                self.checkpoints.logs += sorted(Path(self.save_path).glob("*.monitor.csv"))
+            if self.settings.resume is not None:
+                assert self.checkpoints is not None
+                assert isinstance(model, OffPolicyAlgorithm)
+                self.n_timesteps = self.checkpoints.resume(model)
+                resumed.enter_context(_going_on(model))
             super().learn(model)
         if not self.guard.interrupted:
             for callback in self.callbacks:
@@ -194,7 +225,7 @@ class RunManager(ExperimentManager):
         try:
             report["plot"] = _result_or_reason(lambda: draw_learning_curves(self.save_path))
             if self.guard.interrupted:
-                raise KeyboardInterrupt  # handed on, now that all is saved
+                raise self.guard.exception  # handed on, now that all is saved
             report["score"] = _result_or_reason(lambda: self._score(model))
             report["video"] = _result_or_reason(lambda: self._record_game(model))
         finally:
@@ -225,6 +256,16 @@ class RunManager(ExperimentManager):
         assert model.env is not None
         sync_envs_normalization(model.env, env)
         return env
+
+
+@contextmanager
+def _going_on(model: BaseAlgorithm) -> Iterator[None]:
+    """The zoo calls ``learn`` without a word on counters: let them go on."""
+    vars(model)["learn"] = partial(model.learn, reset_num_timesteps=False)
+    try:
+        yield
+    finally:
+        del vars(model)["learn"]
 
 
 def hyperparams_folder() -> Path:
@@ -332,13 +373,15 @@ def check_writable(folder: str) -> None:
         raise ValueError(f"output folder {folder!r}: cannot write in {nearest}; choose another with -f (and -tb).")
 
 
-def run_command(command: str, arguments: list[str]) -> None:
+def run_command(command: str, arguments: list[str], settings: RunSettings | None = None) -> None:
     """
     Run one of the zoo's commands on the arguments given.
 
     :param command: ``train``, ``enjoy``, ``record_video``, or one of ``rl_zoo3.plots``
     :param arguments: the command's arguments
+    :param settings: of ``train``, which the zoo knows nothing of
     """
+    RunManager.settings = settings or RunSettings()
     sys.argv = [f"sb3-per-dqn {command}", *arguments]
     if command == "train":
         rl_zoo3.train.train()

@@ -26,7 +26,8 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage, VecVideoRecorder
 
 from sb3_per_dqn import PerDoubleDQN, atari
-from sb3_per_dqn.atari import AtariGameWrapper, WorkerVecEnv, check_atari_id, make_atari_vec_env
+from sb3_per_dqn.atari import AtariGameWrapper, check_atari_id, make_atari_vec_env
+from sb3_per_dqn.workers import WorkerVecEnv
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 PACMAN = "MsPacmanNoFrameskip-v4"  # pays 10 for a pellet and 200 for a ghost, has three lives and no FIRE

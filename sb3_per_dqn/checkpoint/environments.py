@@ -1,0 +1,140 @@
+"""The state of environments: their own where it can be read, and points at which they start anew where it cannot."""
+
+import random
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+
+from sb3_per_dqn.checkpoint.state import CONSTANT_NAMES, StateError, Tree, captured, restored
+
+
+class StatefulEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Lets a worker process be asked for its environment's state.
+
+    :param env: an environment, wrapped in all else
+    """
+
+    def captured_state(self) -> Tree:
+        """
+        :return: state of the environment, and of the random numbers of its process
+        :raises StateError: if it cannot be read
+        """
+        return {"env": captured(self.env), "random": captured_random()}
+
+    def can_be_captured(self) -> str:
+        """
+        :return: why not, or nothing
+        """
+        try:
+            self.captured_state()
+        except StateError as error:  # an exception would end the worker
+            return str(error)
+        return ""
+
+    def restore_state(self, tree: Tree) -> str:
+        """
+        :param tree: from ``captured_state``
+        :return: what does not fit, or nothing
+        """
+        try:
+            restored(self.env, tree["env"])
+            restore_random(tree["random"])
+        except StateError as error:
+            return str(error)
+        return ""
+
+
+def captured_random() -> Tree:
+    """
+    :return: state of Python's and NumPy's random numbers in this process
+    """
+    return {"python": captured(random.getstate()), "numpy": captured(np.random.get_state(legacy=False))}
+
+
+def restore_random(tree: Tree) -> None:
+    """
+    :param tree: from ``captured_random``
+    :raises StateError: if it does not fit
+    """
+    try:
+        random.setstate(restored(None, tree["python"]))
+        np.random.set_state(restored(None, tree["numpy"]))
+    except (TypeError, ValueError, KeyError) as error:
+        raise StateError(f"no state of random numbers: {error}") from error
+
+
+def layers_of(env: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
+    """
+    :param env: vectorized environment
+    :return: its wrappers, the outermost first, and what they wrap
+    """
+    layers = []
+    while isinstance(env, VecEnvWrapper):
+        layers.append(env)
+        env = env.venv
+    return layers, env
+
+
+def why_not(env: VecEnv) -> str:
+    """
+    :param env: vectorized environment
+    :return: why the state of its environments cannot be read, or nothing
+    """
+    try:
+        layers, games = layers_of(env)
+        for layer in layers:
+            _captured_layer(layer)
+        if isinstance(games, DummyVecEnv):
+            captured(games.envs)
+            return ""
+    except StateError as error:
+        return str(error)
+    if not games.has_attr("can_be_captured"):
+        return f"{type(games).__name__} does not tell the state of its environments (WorkerVecEnv does)"
+    return next((reason for reason in games.env_method("can_be_captured") if reason), "")
+
+
+def captured_environments(env: VecEnv) -> Tree:
+    """
+    :param env: vectorized environment of which ``why_not`` says nothing
+    :return: its state
+    """
+    layers, games = layers_of(env)
+    of_games = captured(games.envs) if isinstance(games, DummyVecEnv) else games.env_method("captured_state")
+    return {"layers": [_captured_layer(layer) for layer in layers], "games": of_games}
+
+
+def restore_environments(env: VecEnv, tree: Tree) -> None:
+    """
+    :param env: vectorized environment that was made as the captured one was
+    :param tree: from ``captured_environments``
+    :raises StateError: if it does not fit
+    """
+    layers, games = layers_of(env)
+    if len(layers) != len(tree["layers"]):
+        raise StateError(f"the environments have {len(layers)} wrappers, and the state is of {len(tree['layers'])}")
+    env.reset()  # some take on their final form only then
+    if isinstance(games, DummyVecEnv):
+        restored(games.envs, tree["games"])
+    else:
+        for i, of_game in enumerate(tree["games"]):
+            (wrong,) = games.env_method("restore_state", of_game, indices=i)
+            if wrong:
+                raise StateError(f"environment {i}: {wrong}")
+    for layer, of_layer in zip(layers, tree["layers"], strict=True):
+        _restore_layer(layer, of_layer)
+
+
+def _captured_layer(layer: VecEnvWrapper) -> Tree:
+    return captured({name: value for name, value in vars(layer).items() if name not in CONSTANT_NAMES})
+
+
+def _restore_layer(layer: VecEnvWrapper, tree: Tree) -> None:
+    before = {name: value for name, value in vars(layer).items() if name not in CONSTANT_NAMES}
+    after = restored(dict(before), tree)
+    if not isinstance(after, dict) or after.keys() != before.keys():
+        raise StateError(f"{type(layer).__name__} holds {', '.join(before)}, and the state is of something else")
+    vars(layer).update(after)

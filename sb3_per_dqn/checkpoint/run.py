@@ -1,0 +1,372 @@
+"""Checkpoints of a whole run, from which it goes on as if it had never stopped."""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from filelock import FileLock, Timeout
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_per_dqn.checkpoint.environments import (
+    captured_environments,
+    captured_random,
+    layers_of,
+    restore_environments,
+    restore_random,
+    why_not,
+)
+from sb3_per_dqn.checkpoint.files import CheckpointError, CheckpointFolder
+from sb3_per_dqn.checkpoint.logs import cut_back, positions
+from sb3_per_dqn.checkpoint.replay import captured_buffer, restore_buffer
+from sb3_per_dqn.checkpoint.state import StateError, Tree, captured, restored
+from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
+
+EVERY = 50_000
+RUN_NAME = re.compile(r"\w[\w.-]*")
+PACKAGES = ("sb3-per-dqn", "stable-baselines3", "torch", "numpy", "gymnasium", "ale-py")
+# What an algorithm knows beyond its arguments, networks, optimizer, replay memory and environments
+ATTRIBUTES = (
+    "num_timesteps",
+    "_total_timesteps",
+    "_episode_num",
+    "_n_updates",
+    "_n_calls",
+    "_owed_gradient_steps",
+    "_current_progress_remaining",
+    "exploration_rate",
+    "ep_info_buffer",
+    "ep_success_buffer",
+    "_last_obs",
+    "_last_episode_starts",
+    "_last_original_obs",
+)
+NOT_OF_A_CALLBACK = {"model", "_logger", "locals", "globals", "parent", "callback", "callbacks"}
+
+
+class RunCheckpoints(BaseCallback):
+    """
+    Writes checkpoints of everything that a run consists of: networks, optimizer, replay memory with its priorities,
+    counters, schedules' places, all random states, environments with their wrappers, statistics of ``VecNormalize``,
+    logger and callbacks. A run that goes on from one of them ends with the same weights, bit for bit, as if it had
+    never stopped (on a CPU, with the same machine, versions and number of threads).
+
+        checkpoints = RunCheckpoints("runs/breakout")
+        timesteps = checkpoints.resume(model) if checkpoints.steps else 1_000_000
+        model.learn(timesteps, callback=checkpoints, reset_num_timesteps=not checkpoints.steps)
+
+    It writes between a rollout's gradient steps and the next rollout. Where the state of an environment cannot be read
+    (there is a warning), all environments start anew with each checkpoint, in a run that goes on as in one that
+    resumes: both are alike, but depend on ``every``.
+
+    :param folder: where; no other run may have it
+    :param every: environment steps from one checkpoint to the next
+    :param keep: how many to keep
+    :param logs: files that grow with the run (``Monitor``'s, say): ``resume`` cuts them back to where they were. It
+        does so with TensorBoard's, and goes on in the same folder, without being told
+    :param verbose: 1 to say when one was written
+    :raises ValueError: if an argument is out of range
+    """
+
+    def __init__(
+        self, folder: str | Path, every: int = EVERY, keep: int = 2, logs: Sequence[Path] = (), verbose: int = 0
+    ) -> None:
+        super().__init__(verbose)
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise ValueError(f"every={every!r} must be a whole number, 1 or more.")
+        self.every = every
+        self.files = CheckpointFolder(folder, keep)
+        self.logs = list(logs)
+        self.requested = False
+        self._last_step: int | None = None
+        self._resumed: OffPolicyAlgorithm | None = None
+        self._lock = FileLock(self.files.folder / ".lock")
+        self._why_restart = ""
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, the oldest first."""
+        return self.files.steps
+
+    def request(self) -> None:
+        """Write a checkpoint before the next rollout, whenever the last one was. ``requested`` tells whether it was."""
+        self.requested = True
+
+    def resume(self, model: OffPolicyAlgorithm, step: int | None = None) -> int:
+        """
+        Put a checkpoint into a model that was made as the one that it is of: same arguments, same environments.
+
+        :param model: a new model, with its environments
+        :param step: of the checkpoint; ``None`` takes the newest
+        :return: steps that are left, for ``learn(..., reset_num_timesteps=False)``
+        :raises CheckpointError: if there is none, it is damaged, does not fit the model, or another run uses it. The
+            model may be spoilt then
+        """
+        self._claim()
+        step, tree = self.files.read(step)
+        where = self.files.path(step)
+        _check_fit(model, tree, where)
+        try:
+            _restore_run(model, tree)
+        except (StateError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{where} does not fit this model: {error}") from error
+        self._go_on_logging(model, tree)
+        self._waiting = tree["logger"], tree["callbacks"]  # for objects that come with learn()
+        self._resumed, self._last_step = model, step
+        return int(model._total_timesteps - model.num_timesteps)
+
+    def _go_on_logging(self, model: OffPolicyAlgorithm, tree: Tree) -> None:
+        folders = []
+        if model.tensorboard_log is not None and RUN_NAME.fullmatch(tree["tensorboard"] or ""):
+            folders = [Path(model.tensorboard_log) / tree["tensorboard"]]
+        cut_back([*self.logs, *folders], tree["logs"])
+        for folder in folders:
+            formats = ["stdout", "tensorboard"] if model.verbose >= 1 else ["tensorboard"]  # as SB3 chooses them
+            model.set_logger(configure(str(folder), formats))
+
+    def _claim(self) -> None:
+        if self._lock.is_locked:
+            return
+        self.files.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise CheckpointError(
+                f"{self.files.folder}: another run that is still alive writes its checkpoints there: end it, or choose "
+                "another folder."
+            ) from None
+
+    def _init_callback(self) -> None:
+        self._claim()
+        if self.steps and self._resumed is not self.model:
+            raise CheckpointError(
+                f"{self.files.folder} holds the checkpoints of another run: resume it, or choose another folder."
+            )
+        assert isinstance(self.model, OffPolicyAlgorithm)
+        self._why_restart = why_not(self.training_env)
+        if self._why_restart:
+            warnings.warn(
+                f"The state of the environments cannot be saved ({self._why_restart}): they start anew with every "
+                f"checkpoint, each {self.every} steps.",
+                stacklevel=2,
+            )
+        if self._last_step is None:
+            self._last_step = self.num_timesteps
+
+    def _on_training_start(self) -> None:
+        if self._resumed is self.model:
+            of_logger, of_callbacks = self._waiting
+            for name, values in of_logger.items():
+                getattr(self.logger, name).update(restored(None, values))
+            _restore_callbacks(self._outermost(), of_callbacks)
+
+    def _outermost(self) -> BaseCallback:
+        callback: BaseCallback = self.locals["callback"]  # of learn()
+        return callback
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        assert self._last_step is not None
+        if self.requested or self.model.num_timesteps >= self._last_step + self.every:
+            self._save()
+
+    def _save(self) -> None:
+        model: Any = self.model
+        assert self._last_step is not None
+        if model.num_timesteps == self._last_step:  # it is there already
+            self.requested = False
+            return
+        before, self._last_step, self.requested = self._last_step, model.num_timesteps, False
+        tree = _captured_run(model, restart=bool(self._why_restart))
+        tree["callbacks"] = _captured_callbacks(self._outermost())
+        writers = [
+            output.writer for output in model.logger.output_formats if isinstance(output, TensorBoardOutputFormat)
+        ]
+        for writer in writers:
+            writer.flush()
+        folders = [Path(writer.log_dir) for writer in writers]
+        tree["logs"] = positions([*self.logs, *folders])
+        tree["tensorboard"] = next((folder.name for folder in folders), None)
+        try:
+            self.files.forget_after(before)
+            path = self.files.write(model.num_timesteps, tree)
+        except (CheckpointError, OSError) as error:
+            last = f"the last one is {self.files.path(self.steps[-1])}" if self.steps else "there is none yet"
+            warnings.warn(f"No checkpoint at step {model.num_timesteps}: {error} Going on; {last}.", stacklevel=2)
+        else:
+            if self.verbose:
+                print(f"Checkpoint: {path}")
+        if self._why_restart:
+            _restart(model, tree["restart"])
+
+    def _on_training_end(self) -> None:
+        self._lock.release()
+
+
+def _captured_run(model: Any, restart: bool) -> Tree:
+    """
+    :param model: between two rollouts
+    :param restart: whether environments are to start anew
+    :return: all that the run consists of
+    """
+    seed = int(np.random.randint(2**31)) if restart else None
+    return {
+        "fit": _fit(model),
+        "versions": _versions(),
+        "model": {name: captured(getattr(model, name, None)) for name in ATTRIBUTES},
+        "policy": {name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()},
+        "optimizer": captured(model.policy.optimizer.state_dict()),
+        "buffer": captured_buffer(model.replay_buffer),
+        "restart": seed,
+        "environments": None if restart else captured_environments(model.env),
+        "logger": _captured_logger(model.logger),
+        "random": _captured_random(model),
+    }
+
+
+def _restore_run(model: Any, tree: Tree) -> None:
+    # Environments first: to reset them takes random numbers
+    if tree["restart"] is None:
+        restore_environments(model.env, tree["environments"])
+    for name, of_attribute in tree["model"].items():
+        if name not in ATTRIBUTES:
+            raise StateError(f"{name} is no part of a run")
+        setattr(model, name, restored(getattr(model, name, None), of_attribute))
+    model.policy.load_state_dict({name: th.from_numpy(np.array(array)) for name, array in tree["policy"].items()})
+    model.policy.optimizer.load_state_dict(restored(None, tree["optimizer"]))
+    restore_buffer(model.replay_buffer, tree["buffer"])
+    _restore_random(model, tree["random"])
+    if tree["restart"] is not None:
+        _restart(model, tree["restart"])
+
+
+def _restart(model: Any, seed: int) -> None:
+    model.env.seed(seed)
+    model._last_obs = model.env.reset()
+    model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
+    if model._vec_normalize_env is not None:
+        model._last_original_obs = model._vec_normalize_env.get_original_obs()
+    if isinstance(model.replay_buffer, PrioritizedReplayBuffer):
+        model.replay_buffer.end_segments()
+
+
+def _captured_logger(logger: Logger) -> Tree:
+    """
+    :return: what was recorded since the last dump, without pictures and the like
+    """
+    numbers = {
+        name: value for name, value in logger.name_to_value.items() if isinstance(value, (int, float, np.number))
+    }
+    counts = {name: logger.name_to_count[name] for name in numbers if name in logger.name_to_count}
+    excluded = {name: logger.name_to_excluded[name] for name in numbers if name in logger.name_to_excluded}
+    return {
+        "name_to_value": captured(numbers),
+        "name_to_count": captured(counts),
+        "name_to_excluded": captured(excluded),
+    }
+
+
+def _captured_random(model: Any) -> Tree:
+    return {
+        "process": captured_random(),
+        "torch": th.get_rng_state().numpy(),
+        "cuda": [generator.numpy() for generator in th.cuda.get_rng_state_all()] if th.cuda.is_available() else [],
+        "actions": captured(model.action_space.np_random),
+    }
+
+
+def _restore_random(model: Any, tree: Tree) -> None:
+    restore_random(tree["process"])
+    th.set_rng_state(th.from_numpy(np.array(tree["torch"])))
+    if len(tree["cuda"]) == th.cuda.device_count() > 0:
+        th.cuda.set_rng_state_all([th.from_numpy(np.array(generator)) for generator in tree["cuda"]])
+    restored(model.action_space.np_random, tree["actions"])
+
+
+def _callbacks_of(callback: BaseCallback) -> Iterator[BaseCallback]:
+    yield callback
+    children = callback.callbacks if isinstance(callback, CallbackList) else [getattr(callback, "callback", None)]
+    for child in children:
+        if isinstance(child, BaseCallback):
+            yield from _callbacks_of(child)
+
+
+def _captured_callbacks(outermost: BaseCallback) -> Tree:
+    """
+    :return: counters, best scores and the like: what of their attributes can be captured
+    """
+    trees = []
+    for callback in _callbacks_of(outermost):
+        attributes = {}
+        for name, value in vars(callback).items():
+            if name not in NOT_OF_A_CALLBACK and not isinstance(callback, RunCheckpoints):
+                with suppress(StateError):
+                    attributes[name] = captured(value)
+        trees.append({"class": type(callback).__qualname__, "attributes": attributes})
+    return trees
+
+
+def _restore_callbacks(outermost: BaseCallback, trees: Tree) -> None:
+    callbacks = list(_callbacks_of(outermost))
+    if [type(callback).__qualname__ for callback in callbacks] != [tree["class"] for tree in trees]:
+        warnings.warn("Other callbacks than before: they begin anew.", stacklevel=2)
+        return
+    for callback, tree in zip(callbacks, trees, strict=True):
+        for name, of_attribute in tree["attributes"].items():
+            if name in vars(callback) and name not in NOT_OF_A_CALLBACK:
+                setattr(callback, name, restored(getattr(callback, name), of_attribute))
+
+
+def _fit(model: Any) -> dict[str, str]:
+    """
+    :return: what must be the same in a model that a checkpoint is put into, as text
+    """
+    buffer = model.replay_buffer
+    names = ("buffer_size", "n_envs", "alpha", "eps", "n_steps", "gamma", "handle_timeout_termination")
+    of_buffer = {name: getattr(buffer, name) for name in names if hasattr(buffer, name)}
+    return {
+        "algorithm": type(model).__name__,
+        "policy": type(model.policy).__name__,
+        "optimizer": type(model.policy.optimizer).__name__,
+        "observation_space": str(model.observation_space),
+        "action_space": str(model.action_space),
+        "n_envs": str(model.n_envs),
+        "environments": " in ".join(str(part) for part in _names_of(model.env)),
+        "replay_buffer": f"{type(buffer).__name__} with {of_buffer}",
+        "weights": str({name: tuple(tensor.shape) for name, tensor in model.policy.state_dict().items()}),
+    }
+
+
+def _names_of(env: VecEnv) -> list[str]:
+    layers, games = layers_of(env)
+    spec = games.get_attr("spec", indices=0)[0] if games.has_attr("spec") else None
+    return [getattr(spec, "id", "unknown"), type(games).__name__, *(type(layer).__name__ for layer in reversed(layers))]
+
+
+def _check_fit(model: Any, tree: Tree, where: Path) -> None:
+    if not isinstance(tree, dict) or not all(isinstance(tree.get(name), dict) for name in ("fit", "versions")):
+        raise CheckpointError(f"{where} is no checkpoint of a run.")
+    for name, mine in _fit(model).items():
+        if tree["fit"].get(name) != mine:
+            raise CheckpointError(
+                f"{where} is of another run: its {name} is {tree['fit'].get(name)}, and the model's {mine}. "
+                "Make the model as it was made then."
+            )
+    theirs = tree["versions"]
+    other = [f"{package} {theirs.get(package)}" for package, mine in _versions().items() if theirs.get(package) != mine]
+    if other:
+        warnings.warn(f"A checkpoint written with {', '.join(other)}: the run may differ from now on.", stacklevel=3)
+
+
+def _versions() -> dict[str, str]:
+    return {package: metadata.version(package) for package in PACKAGES}

@@ -1,0 +1,74 @@
+"""What a run from the command line is asked for beyond the zoo's arguments, and how a run is begun again."""
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sb3_per_dqn.checkpoint import CheckpointError
+from sb3_per_dqn.checkpoint.run import EVERY
+
+RUN_FILE, CONF_FILE = "run.json", "conf.yml"
+
+
+@dataclass
+class RunSettings:
+    """
+    :param every: environment steps from one checkpoint to the next, 0 for none
+    :param resume: folder of the run to go on with
+    :param arguments: the zoo's
+    """
+
+    every: int = EVERY
+    resume: Path | None = None
+    arguments: list[str] = field(default_factory=list)
+
+    def save(self, manager: Any) -> None:
+        """
+        Write down how to begin the run again.
+
+        :param manager: the zoo's ``ExperimentManager`` of a new run
+        """
+        folder = Path(manager.save_path)
+        shutil.copyfile(manager.config, folder / CONF_FILE)  # the original may change
+        fixed = ["--seed", str(manager.seed), "-tb", str(Path(manager.args.tensorboard_log).absolute())]
+        run = {"arguments": [*self.arguments, *fixed], "every": self.every}
+        (folder / RUN_FILE).write_text(json.dumps(run, indent=1))
+
+
+def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
+    """
+    :param arguments: of ``train``
+    :return: what is ours, and the rest, which is the zoo's
+    :raises ValueError: if they contradict each other, or there is no such run
+    """
+    parser = argparse.ArgumentParser("sb3-per-dqn train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path, metavar="DIR")
+    parser.add_argument("--checkpoint-every", type=int, default=EVERY)
+    ours, rest = parser.parse_known_args(arguments)
+    if ours.checkpoint_every < 0:
+        raise ValueError(f"--checkpoint-every={ours.checkpoint_every} must be a number of steps, or 0 for none.")
+    if ours.resume is None:
+        return RunSettings(ours.checkpoint_every, arguments=rest), rest
+    if len(arguments) > 2:
+        raise ValueError(
+            f"--resume {ours.resume}: a run goes on with the arguments that it began with; drop the others."
+        )
+    file = ours.resume / RUN_FILE
+    try:
+        run = json.loads(file.read_text())
+        arguments, every = run["arguments"], run["every"]
+        if not (isinstance(every, int) and all(isinstance(argument, str) for argument in arguments)):
+            raise TypeError
+    except OSError as error:
+        raise CheckpointError(
+            f"--resume {ours.resume}: no run of ours ({error}); give logs/per_ddqn/<env>_<n>."
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"--resume {ours.resume}: {file} is damaged.") from None
+    if every < 1:
+        raise CheckpointError(f"--resume {ours.resume}: the run was made with --checkpoint-every 0.")
+    arguments = [*arguments, "--conf-file", str(ours.resume / CONF_FILE)]
+    return RunSettings(every, ours.resume, arguments), arguments

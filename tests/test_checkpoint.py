@@ -1,0 +1,549 @@
+"""Checkpoints: runs that go on exactly, files that are damaged or hostile, two runs in one folder, full disks."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
+
+from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, make_atari_vec_env
+from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints, files
+from sb3_per_dqn.checkpoint.files import CheckpointFolder
+from sb3_per_dqn.minatar import register_minatar
+from sb3_per_dqn.workers import WorkerVecEnv
+from tests.test_training_with_replay import DictFrames, Frames
+
+
+def fingerprint(model: PerDoubleDQN) -> str:
+    """Of the weights, both networks."""
+    digest = hashlib.sha256()
+    for tensor in model.policy.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cartpole(**kwargs: Any) -> VecEnv:
+    return make_vec_env("CartPole-v1", 2, seed=3, **kwargs)
+
+
+def normalized() -> VecEnv:
+    return VecNormalize(cartpole())
+
+
+def minatar_game() -> gym.Env[Any, Any]:
+    register_minatar()  # in the worker
+    return gym.make("MinAtar/Breakout-v0")
+
+
+def minatar() -> VecEnv:
+    return make_vec_env(minatar_game, 2, seed=3, vec_env_cls=WorkerVecEnv)
+
+
+def breakout() -> VecEnv:
+    return make_atari_vec_env("BreakoutNoFrameskip-v4", 2, seed=3)
+
+
+def sticky() -> VecEnv:
+    return make_atari_vec_env("ALE/Breakout-v5", 2, seed=3)
+
+
+def native() -> VecEnv:
+    return make_atari_vec_env("BreakoutNoFrameskip-v4", 2, seed=3, emulators="native")
+
+
+def dicts() -> VecEnv:
+    return make_vec_env(lambda: TimeLimit(DictFrames(Frames()), 9), 2, seed=3)
+
+
+def make(make_env: Callable[[], VecEnv], **kwargs: Any) -> PerDoubleDQN:
+    policy = {cartpole: "MlpPolicy", normalized: "MlpPolicy", minatar: "MlpPolicy", dicts: "MultiInputPolicy"}
+    arguments: dict[str, Any] = {
+        "learning_starts": 40,
+        "buffer_size": 240,
+        "batch_size": 8,
+        "train_freq": 4,
+        "gradient_steps": 2,
+        "target_update_interval": 50,
+        "exploration_fraction": 0.5,
+        "policy_kwargs": {"net_arch": [16]},
+        "seed": 3,
+        "device": "cpu",
+        **kwargs,
+    }
+    return PerDoubleDQN(policy.get(make_env, "CnnPolicy"), make_env(), **arguments)
+
+
+STEPS, EVERY = 480, 104
+
+
+@pytest.mark.parametrize(
+    ("make_env", "kwargs"),
+    [
+        (cartpole, {}),
+        (cartpole, {"n_steps": 3, "replay_buffer_kwargs": {"single_frames": False}}),
+        (cartpole, {"prioritized_replay": False}),
+        (cartpole, {"prioritized_replay": False, "n_steps": 3}),
+        (cartpole, {"replay_buffer_class": DeviceReplayBuffer}),
+        (normalized, {}),
+        (dicts, {}),
+        (minatar, {"train_while_stepping": True}),
+        (breakout, {}),
+        (breakout, {"replay_buffer_class": DeviceReplayBuffer, "n_steps": 2}),
+        (sticky, {"replay_buffer_kwargs": {"compress_frames": True}}),
+    ],
+)
+def test_a_resumed_run_ends_as_one_that_never_stopped(
+    make_env: Callable[[], VecEnv], kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    """TRAPS 24: the same weights, bit for bit, from any checkpoint."""
+    model = make(make_env, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that environments start anew, say
+        model.learn(STEPS, callback=RunCheckpoints(tmp_path / "a", EVERY, keep=99))
+    model.get_env().close()
+    steps = CheckpointFolder(tmp_path / "a").steps
+    assert len(steps) == 4
+    for step in (steps[0], steps[2]):
+        shutil.copytree(tmp_path / "a", tmp_path / str(step))
+        other = make(make_env, **kwargs)
+        checkpoints = RunCheckpoints(tmp_path / str(step), EVERY)
+        left = checkpoints.resume(other, step)
+        assert other.num_timesteps == step
+        assert left == STEPS - step
+        other.learn(left, callback=checkpoints, reset_num_timesteps=False)
+        other.get_env().close()
+        assert fingerprint(other) == fingerprint(model)
+        assert (other.num_timesteps, other._n_updates, other._n_calls) == (
+            model.num_timesteps,
+            model._n_updates,
+            model._n_calls,
+        )
+        assert [info["r"] for info in other.ep_info_buffer] == [info["r"] for info in model.ep_info_buffer]
+
+
+@pytest.mark.parametrize("make_env", [native, lambda: cartpole(vec_env_cls=SubprocVecEnv)])
+def test_environments_whose_state_cannot_be_read_start_anew_in_both_runs(
+    make_env: Callable[[], VecEnv], tmp_path: Path
+) -> None:
+    def run(folder: Path, resume: bool) -> PerDoubleDQN:
+        policy = "CnnPolicy" if make_env is native else "MlpPolicy"
+        env = make_env()
+        settings: dict[str, Any] = {"learning_starts": 40, "buffer_size": 240, "batch_size": 8, "gradient_steps": 2}
+        model = PerDoubleDQN(policy, env, seed=3, policy_kwargs={"net_arch": [16]}, device="cpu", **settings)
+        checkpoints = RunCheckpoints(folder, EVERY, keep=99)
+        left = checkpoints.resume(model, checkpoints.steps[1]) if resume else STEPS
+        with pytest.warns(UserWarning, match="state of the environments cannot be saved .* start anew"):
+            model.learn(left, callback=checkpoints, reset_num_timesteps=not resume)
+        env.close()
+        return model
+
+    first = run(tmp_path, False)
+    second = run(tmp_path, True)
+    assert fingerprint(first) == fingerprint(second)
+
+
+class Counting(BaseCallback):
+    """Counts, and has something that no state holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+        self.file = open(os.devnull, "w")  # noqa: SIM115
+
+    def _on_step(self) -> bool:
+        self.seen += 1
+        return True
+
+    def _on_training_end(self) -> None:
+        self.file.close()
+
+
+def test_callbacks_and_logs_go_on(tmp_path: Path) -> None:
+    """What a logger collected before the checkpoint counts in its next line; TensorBoard has no double."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def curve(folder: Path) -> list[tuple[int, float]]:
+        (run,) = folder.iterdir()
+        events = EventAccumulator(str(run)).Reload()
+        return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+    model = make(cartpole, tensorboard_log=str(tmp_path / "tb"))
+    model.learn(STEPS, callback=[Counting(), RunCheckpoints(tmp_path / "a", EVERY, keep=99)], log_interval=3)
+    whole = curve(tmp_path / "tb")
+    assert len(whole) > 3
+    other = make(cartpole, tensorboard_log=str(tmp_path / "tb"))
+    counting, checkpoints = Counting(), RunCheckpoints(tmp_path / "a", EVERY)
+    left = checkpoints.resume(other, checkpoints.steps[1])
+    other.learn(left, callback=[counting, checkpoints], log_interval=3, reset_num_timesteps=False)
+    assert counting.seen == STEPS // 2
+    assert curve(tmp_path / "tb") == whole
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints of a short run."""
+    folder: Path = tmp_path_factory.mktemp("written")
+    make(cartpole, buffer_size=80_000).learn(260, callback=RunCheckpoints(folder, 104))
+    assert len(CheckpointFolder(folder).steps) == 2
+    assert list((folder / "blocks").iterdir())
+    return folder
+
+
+def attempt(folder: Path) -> str:
+    """:return: what is said when a run is to go on from there; nothing if it can"""
+    model = make(cartpole, buffer_size=80_000)
+    checkpoints = RunCheckpoints(folder)
+    try:
+        checkpoints.resume(model)
+    except CheckpointError as error:
+        return str(error)
+    finally:
+        checkpoints._lock.release()
+    return ""
+
+
+def test_what_was_written_can_be_read(written: Path) -> None:
+    assert attempt(written) == ""
+    assert {path.suffix for path in written.rglob("*") if path.is_file()} <= {
+        ".json",
+        ".safetensors",
+        ".npy",
+        ".lock",
+        "",
+    }
+    assert b"\x80\x04" not in b"".join(
+        path.read_bytes()[:2] for path in written.rglob("*") if path.is_file()
+    )  # pickle's
+
+
+def damaged(file: bytes, rng: random.Random) -> bytes:
+    kind = rng.choice(["cut", "flip", "zeros", "insert", "swap"])
+    at = rng.randrange(len(file))
+    if kind == "cut":
+        return file[:at]
+    if kind == "flip":
+        return file[:at] + bytes([file[at] ^ 1 << rng.randrange(8)]) + file[at + 1 :]
+    if kind == "zeros":
+        return file[:at] + bytes(min(64, len(file) - at)) + file[at + 64 :]
+    if kind == "insert":
+        return file[:at] + rng.randbytes(7) + file[at:]
+    return file[at:] + file[:at]
+
+
+def test_a_thousand_damaged_files(written: Path, tmp_path: Path) -> None:
+    """Each is noticed and named; nothing crashes, and nothing that was not written is ever believed."""
+    rng = random.Random(0)
+    shutil.copytree(written, tmp_path / "copy")
+    folder = CheckpointFolder(tmp_path / "copy")
+    _, whole = folder.read()
+    newest = folder.path(folder.steps[-1])
+    blocks = list(files._blocks_of(folder._read_tree(folder.steps[-1])["tree"]))
+    targets = [newest / "tree.json", newest / "arrays.safetensors", folder.folder / "blocks" / f"{blocks[0]}.npy"]
+    for _ in range(1000):
+        target = rng.choice(targets)
+        original = target.read_bytes()
+        changed = damaged(original, rng)
+        target.write_bytes(changed)
+        try:
+            if changed == original:
+                continue
+            with pytest.raises(CheckpointError, match=r"damaged|version|no checkpoint|missing"):
+                folder.read()
+        finally:
+            target.write_bytes(original)
+    assert json.dumps(whole, default=repr) == json.dumps(folder.read()[1], default=repr)
+
+
+def signed(content: dict[str, Any]) -> bytes:
+    text = json.dumps(content).encode()
+    head = {"format": files.FORMAT, "version": files.VERSION, "sha256": hashlib.sha256(text).hexdigest()}
+    return json.dumps(head).encode() + b"\n" + text
+
+
+def hostile(part: Any, rng: random.Random) -> Any:
+    """The same with one or more of its parts replaced by something else."""
+    if rng.random() < 0.01:
+        return rng.choice(
+            [None, -1, 10**30, 1e400, "__import__('os').system('touch hacked')", [], {}, {"~": "object"}, "../../x"]
+        )
+    if isinstance(part, dict):
+        return {key: hostile(value, rng) for key, value in part.items()}
+    if isinstance(part, list):
+        return [hostile(value, rng) for value in part]
+    return part
+
+
+def test_hostile_trees_with_the_right_checksum(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can write files can write checksums: it is refused, or it is only numbers. No code of it runs."""
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(1)
+    shutil.copytree(written, tmp_path / "copy")
+    folder = CheckpointFolder(tmp_path / "copy")
+    step = folder.steps[-1]
+    content = folder._read_tree(step)
+    refused = 0
+    model = make(cartpole, buffer_size=80_000)
+    for _ in range(150):
+        (folder.path(step) / "tree.json").write_bytes(signed(hostile(content, rng)))
+        checkpoints = RunCheckpoints(folder.folder)
+        try:
+            checkpoints.resume(model)
+        except CheckpointError:
+            refused += 1
+        finally:
+            checkpoints._lock.release()
+    assert refused > 75
+    assert not (tmp_path / "hacked").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(step=1), "is of another step"),
+        (lambda content: content["tree"]["fit"].update(n_envs="7"), "is of another run: its n_envs is 7"),
+        (lambda content: content["tree"].update(fit=None), "no checkpoint of a run"),
+        (lambda content: content["tree"]["model"].update(learn=1), "learn is no part of a run"),
+    ],
+)
+def test_what_is_wrong_is_said(written: Path, tmp_path: Path, change: Any, message: str) -> None:
+    shutil.copytree(written, tmp_path / "copy")
+    folder = CheckpointFolder(tmp_path / "copy")
+    content = folder._read_tree(folder.steps[-1])
+    change(content)
+    (folder.path(folder.steps[-1]) / "tree.json").write_bytes(signed(content))
+    assert message in attempt(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a" * 64, "/etc/passwd", "A" * 64])
+def test_blocks_lie_in_the_folder(written: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(written, tmp_path / "copy")
+    folder = CheckpointFolder(tmp_path / "copy")
+    content = folder._read_tree(folder.steps[-1])
+    text = json.dumps(content).replace(next(files._blocks_of(content["tree"])), name)
+    (folder.path(folder.steps[-1]) / "tree.json").write_bytes(signed(json.loads(text)))
+    assert "no name of a block" in attempt(tmp_path / "copy") or "missing" in attempt(tmp_path / "copy")
+
+
+def test_links_are_not_followed(written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written, tmp_path / "copy")
+    file = CheckpointFolder(tmp_path / "copy").path(CheckpointFolder(tmp_path / "copy").steps[-1]) / "tree.json"
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert "no ordinary file" in attempt(tmp_path / "copy")
+
+
+def test_an_older_version_and_another_format(written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written, tmp_path / "copy")
+    file = CheckpointFolder(tmp_path / "copy").path(CheckpointFolder(tmp_path / "copy").steps[-1]) / "tree.json"
+    original = file.read_bytes()
+    file.write_bytes(original.replace(b'"version": 1', b'"version": 0', 1))
+    assert "format version 0, and this package reads 1" in attempt(tmp_path / "copy")
+    file.write_bytes(original.replace(b"sb3-per-dqn checkpoint", b"something else", 1))
+    assert "no checkpoint of sb3-per-dqn" in attempt(tmp_path / "copy")
+
+
+def test_a_zip_of_sb3s_and_a_pickle_are_no_checkpoints(tmp_path: Path) -> None:
+    model = make(cartpole)
+    model.learn(60)
+    folder = tmp_path / "checkpoints" / "step-000000000060"
+    folder.mkdir(parents=True)
+    model.save(folder / "model")
+    (folder / "model.zip").rename(folder / "tree.json")
+    assert "damaged" in attempt(tmp_path / "checkpoints")
+    (folder / "tree.json").unlink()
+    model.save_replay_buffer(folder / "buffer")
+    (folder / "buffer.pkl").rename(folder / "tree.json")
+    assert "damaged" in attempt(tmp_path / "checkpoints")
+    assert "no checkpoint here" in attempt(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "what"),
+    [
+        ({"buffer_size": 300}, "replay_buffer"),
+        ({"policy_kwargs": {"net_arch": [8]}}, "weights"),
+        ({"prioritized_replay": False}, "replay_buffer"),
+        ({"n_steps": 2}, "replay_buffer"),
+    ],
+)
+def test_another_model_is_refused(written: Path, kwargs: dict[str, Any], what: str) -> None:
+    model = make(cartpole, **{"buffer_size": 80_000, **kwargs})
+    checkpoints = RunCheckpoints(written)
+    with pytest.raises(CheckpointError, match=f"is of another run: its {what} is"):
+        checkpoints.resume(model)
+    checkpoints._lock.release()
+
+
+def test_a_copy_of_the_weights_can_be_had_from_sb3s_zip_without_pickle(tmp_path: Path) -> None:
+    """``set_parameters`` reads tensors alone, as the security notes say."""
+    import torch as th
+
+    model, other = make(cartpole), make(cartpole, seed=4)
+    model.save(tmp_path / "model.zip")
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive, archive.open("policy.pth") as file:
+        other.policy.load_state_dict(th.load(file, weights_only=True))
+    assert fingerprint(other) == fingerprint(model)
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def test_old_checkpoints_go_and_so_do_their_blocks(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    ring, rng = np.zeros((1000, 5000), np.uint8), np.random.default_rng(0)
+    written = 0
+    for step in range(8):
+        for _ in range(130):
+            written += 1
+            ring[written % 1000] = rng.integers(0, 255, 5000)
+        ring[(written - 1) % 1000] = step  # rewritten, as the first frame of an episode is
+        folder.write(step, {"~": "ring", "value": ring, "written": written})
+        assert folder.steps == list(range(max(step - 1, 0), step + 1))
+        assert (folder.read()[1]["value"] == ring).all()
+        needed = {name for kept in folder.steps for name in files._blocks_of(folder._read_tree(kept)["tree"])}
+        assert {path.stem for path in (tmp_path / "blocks").iterdir()} == needed
+
+
+def test_of_a_large_ring_only_new_blocks_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BLOCK", 10_000)
+    folder = CheckpointFolder(tmp_path)
+    ring = np.random.default_rng(0).integers(0, 255, (1000, 2000), dtype=np.uint8)
+    folder.write(0, {"~": "ring", "value": ring, "written": 5000})
+    sizes = []
+    monkeypatch.setattr(folder, "_write_block", lambda block: sizes.append(len(block)) or "0" * 64)
+    for count in range(5001, 5101):
+        ring[count % 1000] = 1
+    folder.write(1, {"~": "ring", "value": ring, "written": 5100})
+    assert 100 <= sum(sizes) <= 120
+
+
+def test_a_full_disk_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, goes on, and tries again; the last checkpoint stays."""
+    usage = namedtuple("usage", "free")
+    room = iter([10**12, 5, 5, 10**12])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(next(room)))
+    model = make(cartpole)
+    with pytest.warns(UserWarning, match=r"No checkpoint at step 208: .* are free.*Going on; the last one is .*0104"):
+        model.learn(STEPS, callback=RunCheckpoints(tmp_path, EVERY, keep=9))
+    assert CheckpointFolder(tmp_path).steps == [104, 416]
+    assert not list(tmp_path.glob(".step*"))
+
+
+@pytest.mark.parametrize("nth", [1, 2, 5])
+def test_an_error_while_writing_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    model = make(cartpole)
+    model.learn(220, callback=RunCheckpoints(tmp_path, EVERY))
+    before = CheckpointFolder(tmp_path).read()[0]
+    calls = 0
+
+    def failing(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise OSError(28, "No space left on device")
+
+    checkpoints = RunCheckpoints(tmp_path, EVERY)
+    other = make(cartpole)
+    left = checkpoints.resume(other)
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        other.learn(min(left + 110, 200), callback=checkpoints, reset_num_timesteps=False)
+    monkeypatch.undo()
+    assert CheckpointFolder(tmp_path).read()[0] >= before
+    assert not list(tmp_path.glob(".step*"))
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    """Also one after the other, unless it is resumed."""
+    first = RunCheckpoints(tmp_path, EVERY)
+    first._claim()
+    with pytest.raises(CheckpointError, match="another run that is still alive"):
+        make(cartpole).learn(100, callback=RunCheckpoints(tmp_path, EVERY))
+    first._lock.release()
+    make(cartpole).learn(220, callback=RunCheckpoints(tmp_path, EVERY))
+    with pytest.raises(CheckpointError, match="holds the checkpoints of another run: resume it"):
+        make(cartpole).learn(100, callback=RunCheckpoints(tmp_path, EVERY))
+
+
+@pytest.mark.parametrize(("name", "value"), [("every", 0), ("every", True), ("every", 1.5), ("keep", 0), ("keep", "2")])
+def test_bad_arguments(tmp_path: Path, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be a whole number"):
+        RunCheckpoints(tmp_path / "x", **{name: value})
+    assert not (tmp_path / "x").exists()
+
+
+def test_plain_dqn_has_checkpoints_too(tmp_path: Path) -> None:
+    def dqn() -> DQN:
+        return DQN("MlpPolicy", cartpole(), learning_starts=40, buffer_size=240, batch_size=8, seed=3, device="cpu")
+
+    model: Any = dqn().learn(STEPS, callback=RunCheckpoints(tmp_path, EVERY, keep=9))
+    other: Any = dqn()
+    checkpoints = RunCheckpoints(tmp_path, EVERY)
+    other.learn(checkpoints.resume(other, 208), callback=checkpoints, reset_num_timesteps=False)
+    assert fingerprint(other) == fingerprint(model)
+
+
+# --------------------------------------------------------------------------------------------------------------- kills
+
+KILLS = int(os.environ.get("KILLS", "10"))
+RUN = """
+import sys
+import torch as th
+from tests.test_checkpoint import cartpole, fingerprint, make
+from sb3_per_dqn.checkpoint import RunCheckpoints
+
+th.set_num_threads(1)
+model = make(cartpole, buffer_size=20_000)
+checkpoints = RunCheckpoints(sys.argv[1], every=96)
+steps = checkpoints.steps
+left = checkpoints.resume(model) if steps else 6000
+print("begins", flush=True)
+model.learn(left, callback=checkpoints, reset_num_timesteps=not steps)
+print(fingerprint(model), flush=True)
+"""
+
+
+def test_kills_at_random_instants(tmp_path: Path) -> None:
+    """One run, killed again and again (often while a checkpoint is written), ends as one that was left alone."""
+    command = [sys.executable, "-c", RUN]
+    expected = subprocess.run([*command, str(tmp_path / "whole")], capture_output=True, text=True, check=True)
+    rng = random.Random(0)
+    killed = 0
+    while True:
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        if killed == KILLS:
+            break
+        time.sleep(rng.uniform(0.0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert process.communicate()[0].split() == expected.stdout.split()[1:]
+    assert not list((tmp_path / "killed").glob(".step*"))

@@ -1,0 +1,156 @@
+"""``train --resume`` from the command line: preempted runs, what they leave, and what is refused."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sb3_per_dqn import PerDoubleDQN
+from sb3_per_dqn.callbacks import RunRecorder
+from sb3_per_dqn.run_settings import parse_settings
+from tests.test_checkpoint import fingerprint
+from tests.test_zoo import run_main
+
+ARGUMENTS = ["--env", "CartPole-v1", "-n", "6000", "--seed", "3", "--device", "cpu", "--num-threads", "1"]
+ARGUMENTS += ["-params", "learning_starts:100", "train_freq:8", "gradient_steps:2", "buffer_size:1000", "n_envs:2"]
+COMMAND = [sys.executable, "-m", "sb3_per_dqn", "train"]
+
+
+def command(logs: Path, *arguments: str) -> list[str]:
+    return [*COMMAND, *ARGUMENTS, "-f", str(logs), "-tb", str(logs / "tb"), "--checkpoint-every", "400", *arguments]
+
+
+def rows(path: Path, columns: list[str]) -> list[list[str]]:
+    with path.open(newline="") as file:
+        lines = [line for line in file if not line.startswith("#")]
+    return [[row[column] for column in columns] for row in csv.DictReader(lines)]
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    (run,) = folder.iterdir()
+    events = EventAccumulator(str(run)).Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    logs: Path = tmp_path_factory.mktemp("whole")
+    subprocess.run(command(logs), check=True, capture_output=True)
+    return logs
+
+
+def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/step-*")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_preempted_run_goes_on_as_if_nothing_had_happened(
+    whole: Path, tmp_path: Path, signum: signal.Signals, status: int
+) -> None:
+    """The same weights, curves and files, each line once."""
+    process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "per_ddqn" / "CartPole-v1_1"
+    wait_for_checkpoint(folder, process)
+    process.send_signal(signum)
+    process.communicate()
+    assert process.returncode == status
+    stopped_at = max(folder.glob("checkpoints/step-*"))
+    resumed = subprocess.run([*COMMAND, "--resume", str(folder)], capture_output=True, text=True, check=True)
+    assert "score: " in resumed.stdout
+    assert stopped_at.name < max(folder.glob("checkpoints/step-*")).name
+
+    ours = whole / "per_ddqn" / "CartPole-v1_1"
+    weights = [fingerprint(PerDoubleDQN.load(path / "CartPole-v1.zip", device="cpu")) for path in (ours, folder)]
+    assert weights[0] == weights[1]
+    for name, columns in {
+        "progress.csv": ["time/total_timesteps", "train/loss", "rollout/ep_rew_mean", "rollout/exploration_rate"],
+        "episodes.csv": ["timesteps", "r", "l"],
+        "0.monitor.csv": ["r", "l"],
+        "1.monitor.csv": ["r", "l"],
+    }.items():
+        assert rows(folder / name, columns) == rows(ours / name, columns), name
+    assert curve(tmp_path / "tb" / "CartPole-v1") == curve(whole / "tb" / "CartPole-v1")
+    assert len(list((tmp_path / "per_ddqn").iterdir())) == 1
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_checkpoint(tmp_path / "per_ddqn" / "CartPole-v1_1", process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode in (143, -signal.SIGTERM)
+    assert not [child for child in psutil.process_iter(["ppid"]) if child.info["ppid"] == process.pid]
+
+
+def test_two_at_the_same_time_are_refused(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tmp_path, "-n", "100000"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    folder = tmp_path / "per_ddqn" / "CartPole-v1_1"
+    try:
+        wait_for_checkpoint(folder, process)
+        second = subprocess.run([*COMMAND, "--resume", str(folder)], capture_output=True, text=True, check=False)
+    finally:
+        process.kill()
+        process.communicate()
+    assert second.returncode == 2
+    assert "another run that is still alive" in second.stderr.splitlines()[-1]
+
+
+def test_what_cannot_be_resumed_is_said_in_a_line(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole / "per_ddqn" / "CartPole-v1_1", folder)
+    for arguments, words in {
+        ("--resume", str(tmp_path / "nothing")): "no run of this package",
+        ("--resume", str(folder), "--env", "Pong-v4"): "a run goes on with its own arguments",
+        ("--checkpoint-every", "-1"): "--checkpoint-every=-1 must be",
+    }.items():
+        run = run_main("train", *arguments)
+        assert run.status == 2
+        assert words in run.err.strip().splitlines()[-1]
+    for content in ("{", "[]", '{"arguments": 1, "every": 1}', '{"arguments": [], "every": "x"}'):
+        (folder / "run.json").write_text(content)
+        with pytest.raises(ValueError, match=r"run\.json is damaged"):
+            parse_settings(["--resume", str(folder)])
+    (folder / "run.json").write_text(json.dumps({"arguments": [], "every": 0}))
+    with pytest.raises(ValueError, match="--checkpoint-every 0"):
+        parse_settings(["--resume", str(folder)])
+
+
+def test_without_checkpoints_there_are_none(tmp_path: Path) -> None:
+    run = run_main("train", *ARGUMENTS, "-n", "300", "--checkpoint-every", "0", logs=tmp_path, env_id="CartPole-v1")
+    assert run.status == 0
+    assert not (run.folder / "checkpoints").exists()
+
+
+def test_a_recorder_goes_on_behind_what_is_there(tmp_path: Path) -> None:
+    """Also with a key that comes up later."""
+    from stable_baselines3.common.logger import configure
+
+    model = PerDoubleDQN("MlpPolicy", "CartPole-v1")
+    for resumes, values in ((False, {"a": 1.0, "b": 2.0}), (True, {"a": 3.0, "c": 4.0})):
+        recorder = RunRecorder(str(tmp_path), resumes)
+        model.set_logger(configure(None, []))
+        recorder.init_callback(model)
+        recorder.on_training_start({}, {})
+        for name, value in values.items():
+            model.logger.record(name, value)
+        model.logger.dump(1)
+        recorder.on_training_end()
+    assert (tmp_path / "progress.csv").read_text().split() == ["a,b,c", "1.0,2.0,", "3.0,,4.0"]
