@@ -60,6 +60,7 @@ def run(command: str, arguments: list[str]) -> int:
     """
     # Not at the top: worker processes import this module, and need nothing of the zoo
     from sb3_per_dqn import zoo
+    from sb3_per_dqn.checkpoint import CheckpointError
     from sb3_per_dqn.run_settings import RunSettings, parse_settings
 
     try:
@@ -68,7 +69,7 @@ def run(command: str, arguments: list[str]) -> int:
             settings, arguments = parse_settings(arguments)
         zoo.run_command(command, with_defaults(command, arguments), settings)
     except Exception as error:
-        if zoo.arose_in_training(error):
+        if zoo.arose_in_training(error) and not isinstance(error, CheckpointError):
             raise
         return fail(one_line(error))
     return 0

@@ -26,6 +26,8 @@ class RunRecorder(BaseCallback):
     :param resumes: whether to go on with the files that are there
     """
 
+    goes_on = False  # with attributes from a checkpoint: paths and files may be others
+
     def __init__(self, run_folder: str, resumes: bool = False) -> None:
         super().__init__()
         self.run_folder = Path(run_folder)
@@ -85,6 +87,8 @@ class InterruptGuard(BaseCallback):
 
     An exception in the middle of a step would leave the workers' answers half read, and the next call to them waiting.
     """
+
+    goes_on = False  # the signal was for the other process
 
     def __init__(self) -> None:
         super().__init__()

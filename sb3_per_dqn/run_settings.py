@@ -53,9 +53,7 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
     if ours.resume is None:
         return RunSettings(ours.checkpoint_every, arguments=rest), rest
     if len(arguments) > 2:
-        raise ValueError(
-            f"--resume {ours.resume}: a run goes on with the arguments that it began with; drop the others."
-        )
+        raise ValueError(f"--resume {ours.resume}: a run goes on with its own arguments; drop the others.")
     file = ours.resume / RUN_FILE
     try:
         run = json.loads(file.read_text())
@@ -63,9 +61,7 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
         if not (isinstance(every, int) and all(isinstance(argument, str) for argument in arguments)):
             raise TypeError
     except OSError as error:
-        raise CheckpointError(
-            f"--resume {ours.resume}: no run of ours ({error}); give logs/per_ddqn/<env>_<n>."
-        ) from None
+        raise CheckpointError(f"--resume {ours.resume}: no run of this package ({error}).") from None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"--resume {ours.resume}: {file} is damaged.") from None
     if every < 1:

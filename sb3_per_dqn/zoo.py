@@ -205,7 +205,11 @@ class RunManager(ExperimentManager):
             if self.settings.resume is not None:
                 assert self.checkpoints is not None
                 assert isinstance(model, OffPolicyAlgorithm)
-                self.n_timesteps = self.checkpoints.resume(model)
+                try:
+                    self.n_timesteps = self.checkpoints.resume(model)
+                except BaseException:
+                    model.get_env().close()  # type: ignore[union-attr]
+                    raise
                 resumed.enter_context(_going_on(model))
             super().learn(model)
         if not self.guard.interrupted:

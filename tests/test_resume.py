@@ -153,4 +153,4 @@ def test_a_recorder_goes_on_behind_what_is_there(tmp_path: Path) -> None:
             model.logger.record(name, value)
         model.logger.dump(1)
         recorder.on_training_end()
-    assert (tmp_path / "progress.csv").read_text().split() == ["a,b,c", "1.0,2.0,", "3.0,,4.0"]
+    assert rows(tmp_path / "progress.csv", ["a", "b", "c"]) == [["1.0", "2.0", ""], ["3.0", "", "4.0"]]

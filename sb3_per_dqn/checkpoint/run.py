@@ -76,6 +76,8 @@ class RunCheckpoints(BaseCallback):
     :raises ValueError: if an argument is out of range
     """
 
+    goes_on = False  # as it was, in a run that is resumed
+
     def __init__(
         self, folder: str | Path, every: int = EVERY, keep: int = 2, logs: Sequence[Path] = (), verbose: int = 0
     ) -> None:
@@ -308,12 +310,22 @@ def _captured_callbacks(outermost: BaseCallback) -> Tree:
     trees = []
     for callback in _callbacks_of(outermost):
         attributes = {}
-        for name, value in vars(callback).items():
-            if name not in NOT_OF_A_CALLBACK and not isinstance(callback, RunCheckpoints):
-                with suppress(StateError):
-                    attributes[name] = captured(value)
+        for name in _attributes_of(callback):
+            with suppress(StateError):
+                attributes[name] = captured(getattr(callback, name))
         trees.append({"class": type(callback).__qualname__, "attributes": attributes})
     return trees
+
+
+def _attributes_of(callback: BaseCallback) -> list[str]:
+    """
+    :return: names of what may go on in another process. Not texts, which are paths, and may be others now
+    """
+    if not getattr(callback, "goes_on", True):
+        return []
+    return [
+        name for name, value in vars(callback).items() if name not in NOT_OF_A_CALLBACK and not isinstance(value, str)
+    ]
 
 
 def _restore_callbacks(outermost: BaseCallback, trees: Tree) -> None:
@@ -323,7 +335,7 @@ def _restore_callbacks(outermost: BaseCallback, trees: Tree) -> None:
         return
     for callback, tree in zip(callbacks, trees, strict=True):
         for name, of_attribute in tree["attributes"].items():
-            if name in vars(callback) and name not in NOT_OF_A_CALLBACK:
+            if name in _attributes_of(callback):
                 setattr(callback, name, restored(getattr(callback, name), of_attribute))
 
 
