@@ -211,11 +211,20 @@ class RunManager(ExperimentManager):
                     model.get_env().close()  # type: ignore[union-attr]
                     raise
                 resumed.enter_context(_going_on(model))
-            super().learn(model)
+            try:
+                super().learn(model)
+            except Exception:
+                self._say_how_to_go_on(model)
+                raise
         if not self.guard.interrupted:
             for callback in self.callbacks:
                 if isinstance(callback, EvalCallback):
                     callback.eval_env.close()
+
+    def _say_how_to_go_on(self, model: BaseAlgorithm) -> None:
+        steps = [] if self.checkpoints is None else self.checkpoints.steps
+        way = f"sb3-per-dqn train --resume {self.save_path} goes on from step {steps[-1]}" if steps else "no checkpoint"
+        print(f"sb3-per-dqn: training failed at step {model.num_timesteps}; {way}.", file=sys.stderr)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
