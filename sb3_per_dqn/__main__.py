@@ -49,7 +49,7 @@ def main() -> int:
         return run(command, arguments)
     except KeyboardInterrupt as interrupt:
         print("sb3-per-dqn: interrupted", file=sys.stderr)
-        return 143 if type(interrupt).__name__ == "Terminated" else 130
+        return int(getattr(interrupt, "status", 130))
 
 
 def run(command: str, arguments: list[str]) -> int:

@@ -79,6 +79,8 @@ def _csv_behind(path: Path) -> CSVOutputFormat:
 class Terminated(KeyboardInterrupt):
     """SIGTERM, and not Ctrl-C."""
 
+    status = 128 + signal.SIGTERM
+
 
 class InterruptGuard(BaseCallback):
     """

@@ -346,6 +346,16 @@ def test_blocks_lie_in_the_folder(written: Path, tmp_path: Path, name: str) -> N
     assert "no name of a block" in attempt(tmp_path / "copy") or "missing" in attempt(tmp_path / "copy")
 
 
+def test_a_block_of_another_shape(written: Path, tmp_path: Path) -> None:
+    """It would be spread over all rows."""
+    shutil.copytree(written, tmp_path / "copy")
+    folder = CheckpointFolder(tmp_path / "copy")
+    content = folder._read_tree(folder.steps[-1])
+    text = json.dumps(content).replace(next(files._blocks_of(content["tree"])), folder._write_block(np.zeros((1, 1))))
+    (folder.path(folder.steps[-1]) / "tree.json").write_bytes(signed(json.loads(text)))
+    assert "a block of shape (1, 1)" in attempt(tmp_path / "copy")
+
+
 def test_links_are_not_followed(written: Path, tmp_path: Path) -> None:
     shutil.copytree(written, tmp_path / "copy")
     file = CheckpointFolder(tmp_path / "copy").path(CheckpointFolder(tmp_path / "copy").steps[-1]) / "tree.json"

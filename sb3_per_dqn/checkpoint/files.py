@@ -250,7 +250,7 @@ class CheckpointFolder:
         try:
             self._check_memory(content["tree"])
             return step, self._filled(content["tree"], arrays)
-        except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, AttributeError, OverflowError, MemoryError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{self.path(step)} is damaged: {error!r}. {self._way_out(step)}") from None
@@ -318,7 +318,13 @@ class CheckpointFolder:
             raw = _read(self.folder / "blocks" / f"{name}.npy")
             if _sha256(raw) != name:
                 raise CheckpointError(f"{self.folder / 'blocks' / name}.npy is damaged: its checksum is another.")
-            array[i * rows : (i + 1) * rows] = np.load(BytesIO(raw), allow_pickle=False)
+            block = np.load(BytesIO(raw), allow_pickle=False)
+            place = array[i * rows : (i + 1) * rows]
+            if (block.shape, block.dtype) != (place.shape, place.dtype):
+                raise CheckpointError(
+                    f"{self.folder}: a block of shape {block.shape}, {block.dtype}, for {place.shape}."
+                )
+            place[...] = block
         return array
 
 
