@@ -19,9 +19,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, make_atari_vec_env
@@ -73,8 +74,13 @@ def dicts() -> VecEnv:
     return make_vec_env(lambda: TimeLimit(DictFrames(Frames()), 9), 2, seed=3)
 
 
+def goals() -> VecEnv:
+    return make_vec_env(lambda: BitFlippingEnv(n_bits=4, continuous=False, max_steps=4), 2, seed=3)
+
+
 def make(make_env: Callable[[], VecEnv], **kwargs: Any) -> PerDoubleDQN:
-    policy = {cartpole: "MlpPolicy", normalized: "MlpPolicy", minatar: "MlpPolicy", dicts: "MultiInputPolicy"}
+    policy = {cartpole: "MlpPolicy", normalized: "MlpPolicy", minatar: "MlpPolicy"}
+    policy |= {dicts: "MultiInputPolicy", goals: "MultiInputPolicy"}
     arguments: dict[str, Any] = {
         "learning_starts": 40,
         "buffer_size": 240,
@@ -104,6 +110,7 @@ STEPS, EVERY = 480, 104
         (cartpole, {"replay_buffer_class": DeviceReplayBuffer}),
         (normalized, {}),
         (dicts, {}),
+        (goals, {"prioritized_replay": False, "replay_buffer_class": HerReplayBuffer}),
         (minatar, {"train_while_stepping": True}),
         (breakout, {}),
         (breakout, {"replay_buffer_class": DeviceReplayBuffer, "n_steps": 2}),
@@ -461,6 +468,14 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         model.learn(STEPS, callback=RunCheckpoints(tmp_path, EVERY, keep=9))
     assert CheckpointFolder(tmp_path).steps == [104, 416]
     assert not list(tmp_path.glob(".step*"))
+
+
+def test_a_state_that_cannot_be_read_ends_no_run(tmp_path: Path) -> None:
+    model: Any = make(cartpole)
+    model.replay_buffer.license = iter([])
+    with pytest.warns(UserWarning, match=r"No checkpoint at step 104: \.license is a list_iterator"):
+        model.learn(200, callback=RunCheckpoints(tmp_path, EVERY))
+    assert model.num_timesteps == 200
 
 
 @pytest.mark.parametrize("nth", [1, 2, 5])

@@ -189,27 +189,33 @@ class RunCheckpoints(BaseCallback):
             self.requested = False
             return
         before, self._last_step, self.requested = self._last_step, model.num_timesteps, False
-        tree = _captured_run(model, restart=bool(self._why_restart))
-        tree["callbacks"] = _captured_callbacks(self._outermost())
+        tree = None
+        try:
+            tree = self._captured(model)
+            self.files.forget_after(before)
+            path = self.files.write(model.num_timesteps, tree)
+        except (CheckpointError, StateError, OSError) as error:
+            last = f"the last one is {self.files.path(self.steps[-1])}" if self.steps else "there is none yet"
+            warnings.warn(f"No checkpoint at step {model.num_timesteps}: {error} Going on; {last}.", stacklevel=2)
+        else:
+            if self.verbose:
+                print(f"Checkpoint: {path}")
+        if self._why_restart and tree is not None:
+            _restart(model, tree["restart"])
+
+    def _captured(self, model: Any) -> Tree:
         writers = [
             output.writer for output in model.logger.output_formats if isinstance(output, TensorBoardOutputFormat)
         ]
         for writer in writers:
             writer.flush()
         folders = [Path(writer.log_dir) for writer in writers]
-        tree["logs"] = positions([*self.logs, *folders])
-        tree["tensorboard"] = next((folder.name for folder in folders), None)
-        try:
-            self.files.forget_after(before)
-            path = self.files.write(model.num_timesteps, tree)
-        except (CheckpointError, OSError) as error:
-            last = f"the last one is {self.files.path(self.steps[-1])}" if self.steps else "there is none yet"
-            warnings.warn(f"No checkpoint at step {model.num_timesteps}: {error} Going on; {last}.", stacklevel=2)
-        else:
-            if self.verbose:
-                print(f"Checkpoint: {path}")
-        if self._why_restart:
-            _restart(model, tree["restart"])
+        return {
+            **_captured_run(model, restart=bool(self._why_restart)),
+            "callbacks": _captured_callbacks(self._outermost()),
+            "logs": positions([*self.logs, *folders]),
+            "tensorboard": next((folder.name for folder in folders), None),
+        }
 
     def _on_training_end(self) -> None:
         self._lock.release()
