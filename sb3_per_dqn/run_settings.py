@@ -33,7 +33,9 @@ class RunSettings:
         """
         folder = Path(manager.save_path)
         shutil.copyfile(manager.config, folder / CONF_FILE)  # the original may change
-        fixed = ["--seed", str(manager.seed), "-tb", str(Path(manager.args.tensorboard_log).absolute())]
+        # The zoo adds the environment to the folder; without one there are no curves
+        curves = manager.tensorboard_log and str(Path(manager.tensorboard_log).absolute().parent)
+        fixed = ["--seed", str(manager.seed), "-tb", curves or ""]
         run = {"arguments": [*self.arguments, *fixed], "every": self.every}
         (folder / RUN_FILE).write_text(json.dumps(run, indent=1))
 

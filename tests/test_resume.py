@@ -133,6 +133,16 @@ def test_what_cannot_be_resumed_is_said_in_a_line(whole: Path, tmp_path: Path) -
         parse_settings(["--resume", str(folder)])
 
 
+def test_a_run_without_curves_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = [*ARGUMENTS, "-n", "800", "--checkpoint-every", "400", "-tb", ""]
+    run = run_main("train", *short, logs=tmp_path / "logs", env_id="CartPole-v1")
+    assert run.status == 0
+    resumed = run_main("train", "--resume", str(run.folder))
+    assert resumed.status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
 def test_without_checkpoints_there_are_none(tmp_path: Path) -> None:
     run = run_main("train", *ARGUMENTS, "-n", "300", "--checkpoint-every", "0", logs=tmp_path, env_id="CartPole-v1")
     assert run.status == 0
