@@ -273,11 +273,17 @@ class PerDoubleDQN(DQN):
         # Here, where it is still known whose it is
         if not np.isfinite(reward).all():
             env = int(np.flatnonzero(~np.isfinite(reward))[0])
-            raise ValueError(f"At step {self.num_timesteps}, the reward of environment {env} is {reward[env]}.")
+            raise ValueError(
+                f"At step {self.num_timesteps}, the reward of environment {env} is {reward[env]}, which nothing can be "
+                "learned from: mend the environment. Nothing of this step was stored."
+            )
         for part in new_obs.values() if isinstance(new_obs, dict) else (new_obs,):
             if part.dtype.kind == "f" and np.isnan(part).any():
                 env = int(np.argwhere(np.isnan(part))[0][0])
-                raise ValueError(f"At step {self.num_timesteps}, an observation of environment {env} is NaN.")
+                raise ValueError(
+                    f"At step {self.num_timesteps}, an observation of environment {env} is NaN: mend the environment. "
+                    "Nothing of this step was stored."
+                )
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:

@@ -516,6 +516,21 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
         make(cartpole).learn(100, callback=RunCheckpoints(tmp_path, EVERY))
 
 
+def test_a_model_learns_on_with_the_same_checkpoints(tmp_path: Path) -> None:
+    """And a new run of it, from step 0, needs a folder of its own. Callbacks go on once."""
+    model, checkpoints = make(cartpole), RunCheckpoints(tmp_path, EVERY, keep=9)
+    model.learn(220, callback=checkpoints)
+    model.learn(220, callback=checkpoints, reset_num_timesteps=False)
+    assert checkpoints.steps == [104, 208, 312, 416]
+    with pytest.raises(CheckpointError, match="of another run"):
+        model.learn(220, callback=checkpoints)
+    other, again, counting = make(cartpole), RunCheckpoints(tmp_path, EVERY, keep=9), Counting()
+    left = again.resume(other, 312)
+    other.learn(left, callback=[again], reset_num_timesteps=False)
+    other.learn(100, callback=[again, counting], reset_num_timesteps=False)
+    assert counting.seen == 52
+
+
 @pytest.mark.parametrize(("name", "value"), [("every", 0), ("every", True), ("every", 1.5), ("keep", 0), ("keep", "2")])
 def test_bad_arguments(tmp_path: Path, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}={value!r} must be a whole number"):

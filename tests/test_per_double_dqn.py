@@ -469,10 +469,30 @@ def test_the_buffer_holds_what_the_environments_did(n_envs: int, normalize: bool
     assert time_limits > 10
 
 
-def test_a_nan_reward_names_the_step() -> None:
+class SpoilWeights(BaseCallback):
+    """At step 30, as a learning rate that is too large would."""
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == 30:
+            with th.no_grad():
+                next(self.model.policy.parameters()).fill_(float("nan"))
+        return True
+
+
+def test_a_td_error_that_is_no_number_names_the_step() -> None:
     """TRAPS 15: nothing of the tree is lost, and the message says where, which and what to do."""
+    model = make(walks(), learning_starts=28, train_freq=1, batch_size=100)
+    with pytest.raises(ValueError, match=r"step (30|31).*not finite.*smaller"):
+        model.learn(60, callback=SpoilWeights())
+    buffer = buffer_of(model)
+    assert np.isfinite(buffer.max_priority)
+    assert th.isfinite(buffer.sample(50).weights).all()
+
+
+def test_a_nan_reward_names_the_step() -> None:
+    """TRAPS 15: before it is stored."""
     model = make(walks(env=NanReward), learning_starts=28, train_freq=1, batch_size=100)
-    with pytest.raises(ValueError, match=r"step (30|31|32).*not finite.*smaller"):
+    with pytest.raises(ValueError, match=r"At step (30|31), the reward of environment 0 is nan"):
         model.learn(60)
     buffer = buffer_of(model)
     assert np.isfinite(buffer.max_priority)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from filelock import FileLock, Timeout
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -89,7 +90,8 @@ class RunCheckpoints(BaseCallback):
         self.logs = list(logs)
         self.requested = False
         self._last_step: int | None = None
-        self._resumed: OffPolicyAlgorithm | None = None
+        self._run: BaseAlgorithm | None = None  # whose checkpoints these are
+        self._waiting: tuple[Tree, Tree] | None = None
         self._lock = FileLock(self.files.folder / ".lock")
         self._why_restart = ""
 
@@ -122,7 +124,7 @@ class RunCheckpoints(BaseCallback):
             raise CheckpointError(f"{where} does not fit this model: {error}") from error
         self._go_on_logging(model, tree)
         self._waiting = tree["logger"], tree["callbacks"]  # for objects that come with learn()
-        self._resumed, self._last_step = model, step
+        self._run, self._last_step = model, step
         return int(model._total_timesteps - model.num_timesteps)
 
     def _go_on_logging(self, model: OffPolicyAlgorithm, tree: Tree) -> None:
@@ -148,11 +150,13 @@ class RunCheckpoints(BaseCallback):
 
     def _init_callback(self) -> None:
         self._claim()
-        if self.steps and self._resumed is not self.model:
+        goes_on = self._run is self.model and self.model.num_timesteps >= (self._last_step or 0)
+        if self.steps and not goes_on:
+            self._lock.release()
             raise CheckpointError(
                 f"{self.files.folder} holds the checkpoints of another run: resume it, or choose another folder."
             )
-        assert isinstance(self.model, OffPolicyAlgorithm)
+        self._run = self.model
         self._why_restart = why_not(self.training_env)
         if self._why_restart:
             warnings.warn(
@@ -160,12 +164,12 @@ class RunCheckpoints(BaseCallback):
                 f"checkpoint, each {self.every} steps.",
                 stacklevel=2,
             )
-        if self._last_step is None:
-            self._last_step = self.num_timesteps
+        if not goes_on:
+            self._last_step = self.model.num_timesteps
 
     def _on_training_start(self) -> None:
-        if self._resumed is self.model:
-            of_logger, of_callbacks = self._waiting
+        if self._waiting is not None:
+            (of_logger, of_callbacks), self._waiting = self._waiting, None
             for name, values in of_logger.items():
                 getattr(self.logger, name).update(restored(None, values))
             _restore_callbacks(self._outermost(), of_callbacks)
