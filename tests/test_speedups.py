@@ -289,14 +289,14 @@ def test_a_copy_learns_by_itself(speed: str) -> None:
 def test_training_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("CnnPolicy", FRAMES, "safe")
     orders, updates = [], []
-    forward, step = model.q_net.forward, model._speedups.step
+    forward, flush = model.q_net.forward, model._speedups.flush_denormals
 
     def seen(observations: th.Tensor) -> th.Tensor:
         orders.append(observations.is_contiguous(memory_format=th.channels_last))
         return forward(observations)
 
     monkeypatch.setattr(model.q_net, "forward", seen)
-    monkeypatch.setattr(model._speedups, "step", lambda *args: (updates.append(args[1]), step(*args)))
+    monkeypatch.setattr(model._speedups, "flush_denormals", lambda *args: (updates.append(args[1]), flush(*args)))
     model.train(gradient_steps=3, batch_size=16)
     model.train(gradient_steps=1, batch_size=16)
     assert orders == [True] * 8  # the next observations and these, in each of four
