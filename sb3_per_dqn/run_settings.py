@@ -48,13 +48,14 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
     """
     parser = argparse.ArgumentParser("sb3-per-dqn train", add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path, metavar="DIR")
-    parser.add_argument("--checkpoint-every", type=int, default=EVERY)
+    parser.add_argument("--checkpoint-every", type=int)
     ours, rest = parser.parse_known_args(arguments)
-    if ours.checkpoint_every < 0:
-        raise ValueError(f"--checkpoint-every={ours.checkpoint_every} must be a number of steps, or 0 for none.")
     if ours.resume is None:
-        return RunSettings(ours.checkpoint_every, arguments=rest), rest
-    if len(arguments) > 2:
+        every = EVERY if ours.checkpoint_every is None else ours.checkpoint_every
+        if every < 0:
+            raise ValueError(f"--checkpoint-every={every} must be a number of steps, or 0 for none.")
+        return RunSettings(every, arguments=rest), rest
+    if rest or ours.checkpoint_every is not None:
         raise ValueError(f"--resume {ours.resume}: a run goes on with its own arguments; drop the others.")
     file = ours.resume / RUN_FILE
     try:

@@ -28,7 +28,9 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, make_atari_vec_env
 from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints, files
 from sb3_per_dqn.checkpoint.files import CheckpointFolder
+from sb3_per_dqn.checkpoint.state import captured
 from sb3_per_dqn.minatar import register_minatar
+from sb3_per_dqn.replay.frame_ring import RawFrames
 from sb3_per_dqn.workers import WorkerVecEnv
 from tests.test_training_with_replay import DictFrames, Frames
 
@@ -456,6 +458,24 @@ def test_of_a_large_ring_only_new_blocks_are_written(tmp_path: Path, monkeypatch
         ring[count % 1000] = 1
     folder.write(1, {"~": "ring", "value": ring, "written": 5100})
     assert 100 <= sum(sizes) <= 120
+
+
+@pytest.mark.parametrize("kind", ["a reset between", "a store that moved"])
+def test_no_old_block_is_taken_for_a_new_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that were written anew, or that begin anywhere in the ring: what is read is what there is."""
+    monkeypatch.setattr(files, "BLOCK", 2_000)
+    folder, rng = CheckpointFolder(tmp_path), np.random.default_rng(0)
+    ring = RawFrames(100, 1, (50,), np.uint8)
+    at = 0 if kind == "a reset between" else 37
+    for step, count in enumerate((60, 70, 5, 90, 230) if at == 0 else (120, 10, 15, 230)):
+        if kind == "a reset between" and step == 1:
+            ring = RawFrames(100, 1, (50,), np.uint8)
+        for _ in range(count):
+            at += 1
+            ring.rewrite((at - 1) % 100, 0, rng.integers(0, 255, 50, dtype=np.uint8))
+            ring.write(at % 100, rng.integers(0, 255, (1, 50), dtype=np.uint8))
+        folder.write(step, captured(ring))
+        assert (folder.read()[1]["value"]["value"] == ring._frames).all()
 
 
 def test_a_full_disk_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

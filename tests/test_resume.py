@@ -69,10 +69,11 @@ def test_a_preempted_run_goes_on_as_if_nothing_had_happened(
     process.send_signal(signum)
     process.communicate()
     assert process.returncode == status
-    stopped_at = max(folder.glob("checkpoints/step-*"))
+    stopped_at = max(folder.glob("checkpoints/step-*")).name
+    folder = folder.rename(tmp_path / "per_ddqn" / "moved")
     resumed = subprocess.run([*COMMAND, "--resume", str(folder)], capture_output=True, text=True, check=True)
     assert "score: " in resumed.stdout
-    assert stopped_at.name < max(folder.glob("checkpoints/step-*")).name
+    assert stopped_at < max(folder.glob("checkpoints/step-*")).name
 
     ours = whole / "per_ddqn" / "CartPole-v1_1"
     weights = [fingerprint(PerDoubleDQN.load(path / "CartPole-v1.zip", device="cpu")) for path in (ours, folder)]
@@ -85,7 +86,7 @@ def test_a_preempted_run_goes_on_as_if_nothing_had_happened(
     }.items():
         assert rows(folder / name, columns) == rows(ours / name, columns), name
     assert curve(tmp_path / "tb" / "CartPole-v1") == curve(whole / "tb" / "CartPole-v1")
-    assert len(list((tmp_path / "per_ddqn").iterdir())) == 1
+    assert [path.name for path in (tmp_path / "per_ddqn").iterdir()] == ["moved"]
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
@@ -119,6 +120,7 @@ def test_what_cannot_be_resumed_is_said_in_a_line(whole: Path, tmp_path: Path) -
     for arguments, words in {
         ("--resume", str(tmp_path / "nothing")): "no run of this package",
         ("--resume", str(folder), "--env", "Pong-v4"): "a run goes on with its own arguments",
+        (f"--resume={folder}", "-P"): "a run goes on with its own arguments",
         ("--checkpoint-every", "-1"): "--checkpoint-every=-1 must be",
     }.items():
         run = run_main("train", *arguments)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ import pytest
 from gymnasium import spaces
 
 from sb3_per_dqn import PerDoubleDQN
+from sb3_per_dqn.checkpoint import RunCheckpoints
 from sb3_per_dqn.workers import WorkerError, WorkerVecEnv
 
 
@@ -103,4 +105,22 @@ def test_an_observation_that_is_no_number() -> None:
     model = PerDoubleDQN("MlpPolicy", env, learning_starts=4, batch_size=4, device="cpu")
     with pytest.raises(ValueError, match="At step 10, an observation of environment 1 is NaN"):
         model.learn(100)
+    env.close()
+
+
+class Secretive(Faulty):
+    """From the fifth step on it holds what no state tells."""
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.steps == 4:
+            self.hidden = iter([])
+        return super().step(action)
+
+
+def test_a_state_that_cannot_be_read_any_more_ends_no_worker(tmp_path: Path) -> None:
+    env = WorkerVecEnv([Secretive, Secretive])
+    model = PerDoubleDQN("MlpPolicy", env, learning_starts=4, batch_size=4, train_freq=1, device="cpu")
+    with pytest.warns(UserWarning, match="No checkpoint at step 16.*hidden is a list_iterator"):
+        model.learn(30, callback=RunCheckpoints(tmp_path, every=8))
+    assert model.num_timesteps == 30
     env.close()

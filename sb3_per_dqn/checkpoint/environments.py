@@ -19,20 +19,20 @@ class StatefulEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     def captured_state(self) -> Tree:
         """
-        :return: state of the environment, and of the random numbers of its process
-        :raises StateError: if it cannot be read
-        """
-        return {"env": captured(self.env), "random": captured_random()}
-
-    def can_be_captured(self) -> str:
-        """
-        :return: why not, or nothing
+        :return: state of the environment, and of the random numbers of its process; or why it cannot be read, as
+            ``error``: an exception would end the worker
         """
         try:
-            self.captured_state()
-        except StateError as error:  # an exception would end the worker
-            return str(error)
-        return ""
+            return {"env": captured(self.env), "random": captured_random()}
+        except StateError as error:
+            return {"error": str(error)}
+
+    def why_not_captured(self) -> str:
+        """
+        :return: why the state cannot be read, or nothing
+        """
+        why: str = self.captured_state().get("error", "")
+        return why
 
     def restore_state(self, tree: Tree) -> str:
         """
@@ -92,18 +92,22 @@ def why_not(env: VecEnv) -> str:
             return ""
     except StateError as error:
         return str(error)
-    if not games.has_attr("can_be_captured"):
+    if not games.has_attr("why_not_captured"):
         return f"{type(games).__name__} does not tell the state of its environments (WorkerVecEnv does)"
-    return next((reason for reason in games.env_method("can_be_captured") if reason), "")
+    return next((reason for reason in games.env_method("why_not_captured") if reason), "")
 
 
 def captured_environments(env: VecEnv) -> Tree:
     """
     :param env: vectorized environment of which ``why_not`` says nothing
     :return: its state
+    :raises StateError: if it cannot be read any more
     """
     layers, games = layers_of(env)
     of_games = captured(games.envs) if isinstance(games, DummyVecEnv) else games.env_method("captured_state")
+    for of_game in of_games if isinstance(of_games, list) else ():
+        if "error" in of_game:
+            raise StateError(of_game["error"])
     return {"layers": [_captured_layer(layer) for layer in layers], "games": of_games}
 
 

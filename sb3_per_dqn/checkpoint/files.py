@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -167,9 +168,7 @@ class CheckpointFolder:
 
     def _ring_before(self, tree: Tree, path: str) -> dict[str, Any] | None:
         before, array = self._rings.get(path), tree["value"]
-        if before is None or (before["shape"], before["dtype"]) != (list(array.shape), array.dtype.str):
-            return None
-        return before if before["written"] <= tree["written"] else None
+        return before if before is not None and before["array"]() is array else None
 
     def _ring(self, tree: Tree, path: str, rings: dict[str, dict[str, Any]]) -> Any:
         array, written, before = tree["value"], tree["written"], self._ring_before(tree, path)
@@ -177,7 +176,7 @@ class CheckpointFolder:
             part = self._large(array, (0, len(array)), [])
         else:
             part = self._large(array, (before["written"] - SPARE_ROWS, written + SPARE_ROWS), before["blocks"])
-        rings[path] = {**part, "written": written}
+        rings[path] = {"array": weakref.ref(array), "blocks": part["blocks"], "written": written}
         return {KIND: "ring", "value": part, "written": written}
 
     def _large(self, array: Array, changed: tuple[int, int], blocks_before: list[str]) -> dict[str, Any]:

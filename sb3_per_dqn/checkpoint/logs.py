@@ -10,9 +10,9 @@ EVENTS = "events.out.tfevents.*"
 def positions(logs: Sequence[Path]) -> dict[str, int]:
     """
     :param logs: files, and folders of TensorBoard's; they need not be there
-    :return: by path, how many lines of a CSV file there are, and bytes of any other
+    :return: by name (the folder may be moved), how many lines of a CSV file there are, and bytes of any other
     """
-    return {str(path): _lines(path) if path.suffix == ".csv" else path.stat().st_size for path in _files(logs)}
+    return {path.name: _lines(path) if path.suffix == ".csv" else path.stat().st_size for path in _files(logs)}
 
 
 def cut_back(logs: Sequence[Path], to: dict[str, int]) -> None:
@@ -20,17 +20,18 @@ def cut_back(logs: Sequence[Path], to: dict[str, int]) -> None:
     Cut what was written later, so that a run which goes on from a checkpoint writes it again, once.
 
     :param logs: as for ``positions``; nothing else is touched, whatever ``to`` names
-    :param to: from ``positions``. A file that was not there then is removed
+    :param to: from ``positions``. Of files that were not there then, TensorBoard's are removed, and others left alone
     """
     for path in _files(logs):
-        if str(path) not in to:
-            path.unlink()
+        if path.name not in to:
+            if path.match(EVENTS):
+                path.unlink()
         elif path.suffix == ".csv":  # whose first line may have become longer
             with path.open("rb+") as file:
-                file.truncate(sum(len(line) for line in islice(file, to[str(path)])))
+                file.truncate(sum(len(line) for line in islice(file, to[path.name])))
         else:
             with path.open("rb+") as file:
-                file.truncate(min(to[str(path)], path.stat().st_size))
+                file.truncate(min(to[path.name], path.stat().st_size))
 
 
 def _files(logs: Sequence[Path]) -> Iterator[Path]:

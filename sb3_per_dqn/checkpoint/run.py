@@ -120,9 +120,9 @@ class RunCheckpoints(BaseCallback):
         _check_fit(model, tree, where)
         try:
             _restore_run(model, tree)
+            self._go_on_logging(model, tree)
         except (StateError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{where} does not fit this model: {error}") from error
-        self._go_on_logging(model, tree)
         self._waiting = tree["logger"], tree["callbacks"]  # for objects that come with learn()
         self._run, self._last_step = model, step
         return int(model._total_timesteps - model.num_timesteps)
@@ -200,7 +200,8 @@ class RunCheckpoints(BaseCallback):
             path = self.files.write(model.num_timesteps, tree)
         except (CheckpointError, StateError, OSError) as error:
             last = f"the last one is {self.files.path(self.steps[-1])}" if self.steps else "there is none yet"
-            warnings.warn(f"No checkpoint at step {model.num_timesteps}: {error} Going on; {last}.", stacklevel=2)
+            why = str(error).rstrip(".")
+            warnings.warn(f"No checkpoint at step {model.num_timesteps}: {why}. Going on; {last}.", stacklevel=2)
         else:
             if self.verbose:
                 print(f"Checkpoint: {path}")

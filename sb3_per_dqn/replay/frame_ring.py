@@ -62,7 +62,7 @@ class RawFrames:
 
     def __init__(self, rows: int, n_envs: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self.rows = rows
-        self.written = 0  # rows, ever
+        self.written = 0  # rows, ever: the last one lies in row ``written % rows``
         self._frames = np.zeros((rows, n_envs, *shape), dtype=dtype)
 
     @property
@@ -75,7 +75,7 @@ class RawFrames:
 
     def write(self, row: int, frames: Array) -> None:
         self._frames[row] = frames
-        self.written += 1
+        self.written += (row - self.written - 1) % self.rows + 1  # the first row may be any
 
     def rewrite(self, row: int, env: int, frame: Array) -> None:
         self._frames[row, env] = frame
