@@ -109,6 +109,7 @@ def make_atari_vec_env(
     wrapper_kwargs: dict[str, Any] | None = None,
     env_kwargs: dict[str, Any] | None = None,
     vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] = WorkerVecEnv,
+    vec_env_kwargs: dict[str, Any] | None = None,
     emulators: str = "processes",
 ) -> VecEnv:
     """
@@ -129,6 +130,7 @@ def make_atari_vec_env(
     :param wrapper_kwargs: further arguments of :class:`AtariGameWrapper`
     :param env_kwargs: arguments for ``gymnasium.make``
     :param vec_env_cls: ``DummyVecEnv`` runs the games in this process
+    :param vec_env_kwargs: its arguments, such as ``restarts`` of :class:`~sb3_per_dqn.workers.WorkerVecEnv`
     :param emulators: ``"processes"``, or ``"native"`` for :class:`~sb3_per_dqn.native_atari.NativeAtariVecEnv`, whose
         docstring names the differences
     :return: observations of shape (n_envs, 84, 84, frame_stack), uint8 (SB3 moves the channels first by itself), or
@@ -151,6 +153,8 @@ def make_atari_vec_env(
     if emulators == "native":
         if vec_env_cls is not WorkerVecEnv:
             raise ValueError(f"vec_env_cls={vec_env_cls.__name__} is for emulators='processes': leave it out.")
+        if vec_env_kwargs:
+            raise ValueError(f"vec_env_kwargs={vec_env_kwargs!r} is for emulators='processes': leave it out.")
         from sb3_per_dqn.native_atari import NativeAtariVecEnv  # here, as it builds on this module
 
         return NativeAtariVecEnv(
@@ -174,6 +178,7 @@ def make_atari_vec_env(
         wrapper_kwargs=wrapper_kwargs,
         env_kwargs=env_kwargs,
         vec_env_cls=vec_env_cls,
+        vec_env_kwargs=vec_env_kwargs,
     )
     return VecFrameStack(env, n_stack=frame_stack)
 

@@ -210,6 +210,12 @@ class PerDoubleDQN(DQN):
                 "replay_buffer_class=DeviceReplayBuffer does not know VecNormalize, whose statistics are on the host: "
                 "leave the class out, or VecNormalize."
             )
+        restarts = getattr(self.env, "restarts", 0)
+        if restarts and not isinstance(buffer, PrioritizedReplayBuffer):
+            raise ValueError(
+                f"restarts={restarts}: {type(buffer).__name__} cannot leave out the step at which a worker was lost: "
+                "pass restarts=0 (or PrioritizedReplayBuffer)."
+            )
         if reset_num_timesteps:
             self._owed_gradient_steps = 0
         if isinstance(buffer, PrioritizedReplayBuffer):

@@ -3,6 +3,7 @@
 import signal
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 from sb3_per_dqn.checkpoint.environments import StatefulEnv
+from sb3_per_dqn.replay.prioritized_buffer import LOST_STEP
 
 END_SECONDS = 5.0  # that a worker has to end by itself
 
@@ -29,9 +34,16 @@ class WorkerVecEnv(SubprocVecEnv):
     A terminal sends SIGINT to the whole process group (and some schedulers SIGTERM); workers that die of it break the
     parent's pipes before it can save. Here they go on, and end when the parent closes them or is gone.
 
+    With ``restarts``, a worker that ends or hangs during a step is replaced. What that step did is lost: its answer is
+    a first observation, reward 0 and ``truncated``, with ``info["lost_step"]``, by which a
+    :class:`~sb3_per_dqn.replay.prioritized_buffer.PrioritizedReplayBuffer` leaves it out and ends the episode with the
+    step before. ``Monitor`` has no record of such an episode, and goes on with the same file.
+
     :param env_fns: one function per worker, making its environment
     :param start_method: as for ``SubprocVecEnv``
     :param timeout: seconds without an answer after which a worker is taken to hang
+    :param restarts: how many workers may be replaced, in all
+    :raises ValueError: if ``timeout`` or ``restarts`` is out of range
     :raises WorkerError: if an environment cannot be made, with the worker's own traceback
     """
 
@@ -40,8 +52,18 @@ class WorkerVecEnv(SubprocVecEnv):
         env_fns: list[Callable[[], gym.Env[Any, Any]]],
         start_method: str | None = None,
         timeout: float = 600.0,
+        restarts: int = 0,
     ) -> None:
+        if not timeout > 0:
+            raise ValueError(f"timeout={timeout!r} must be a number of seconds, above 0.")
+        if not isinstance(restarts, int) or restarts < 0:
+            raise ValueError(f"restarts={restarts!r} must be a whole number, 0 or more.")
         self.timeout = timeout
+        self.restarts = restarts
+        self.restarted = 0
+        self._env_fns = env_fns
+        self._start_method = start_method
+        self._first_seeds: list[int | None] = [None] * len(env_fns)
         self._reports = tempfile.TemporaryDirectory(prefix="sb3-per-dqn-")
         made: list[Callable[[], gym.Env[Any, Any]]]
         made = [partial(_make_for_worker, env_fn, self._report(i)) for i, env_fn in enumerate(env_fns)]
@@ -55,28 +77,84 @@ class WorkerVecEnv(SubprocVecEnv):
     def _report(self, worker: int) -> Path:
         return Path(self._reports.name) / f"{worker}.txt"
 
+    def seed(self, seed: int | None = None) -> Any:
+        """
+        :param seed: of the first environment's next reset; the others get the numbers after it
+        :return: the seeds
+        """
+        super().seed(seed)
+        self._first_seeds = list(self._seeds)
+        return self._first_seeds
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        :param actions: one for each environment
+        """
+        self._actions = actions
+        for worker in range(self.num_envs):
+            self._send_action(worker)
+        self.waiting = True
+
+    def _send_action(self, worker: int) -> None:
+        with suppress(OSError):  # of a worker that has ended: the answer that does not come tells
+            self.remotes[worker].send(("step", self._actions[worker]))
+
     def step_wait(self) -> VecEnvStepReturn:
         """
         :return: observations, rewards, dones, infos
-        :raises WorkerError: if a worker has ended (with its own traceback) or does not answer
+        :raises WorkerError: if a worker has ended (with its own traceback) or does not answer, and is not replaced
         """
-        with self._watched():
-            return super().step_wait()
+        answers = [self._answer(worker) for worker in range(self.num_envs)]
+        self.waiting = False
+        obs, rewards, dones, infos, self.reset_infos = zip(*answers, strict=True)  # type: ignore[assignment]
+        return _stack_obs(obs, self.observation_space), np.stack(rewards), np.stack(dones), infos  # type: ignore[return-value]
+
+    def _answer(self, worker: int) -> Any:
+        while True:
+            try:
+                if self.remotes[worker].poll(self.timeout):
+                    return self.remotes[worker].recv()
+                message = f"Worker {worker} has not answered for {self.timeout:g} seconds: it hangs."
+            except (EOFError, OSError):
+                message = self._what_became_of(worker)
+            if self.restarted >= self.restarts:
+                raise WorkerError(message)
+            self._replace(worker, message)
+            self._send_action(worker)
+
+    def _replace(self, worker: int, message: str) -> None:
+        """
+        :param worker: which one ends, if it has not ended yet
+        :param message: why
+        """
+        self.restarted += 1
+        warnings.warn(f"{message}\nIt is replaced ({self.restarted} of {self.restarts} restarts).", stacklevel=2)
+        self.processes[worker].kill()
+        self.processes[worker].join()
+        self.remotes[worker].close()
+        self._report(worker).unlink(missing_ok=True)
+        given = self._first_seeds[worker]
+        # another seed than at the start, or the first episodes would be played again
+        seed = None if given is None else int(np.random.SeedSequence([given, self.restarted]).generate_state(1)[0])
+        replacement = partial(_make_replacement, self._env_fns[worker], self._report(worker), seed)
+        try:
+            alone = SubprocVecEnv([replacement], self._start_method)
+        except (EOFError, OSError) as error:
+            raise WorkerError(f"Worker {worker} could not be replaced.\n{self._own_traceback(worker)}") from error
+        self.remotes = (*self.remotes[:worker], alone.remotes[0], *self.remotes[worker + 1 :])
+        self.processes[worker] = alone.processes[0]
 
     def reset(self) -> VecEnvObs:
         """
         :return: the first observations
-        :raises WorkerError: likewise
+        :raises WorkerError: if a worker has ended (with its own traceback)
         """
-        with self._watched(answers=False):
+        with self._watched():
             return super().reset()
 
     @contextmanager
-    def _watched(self, answers: bool = True) -> Iterator[None]:
+    def _watched(self) -> Iterator[None]:
         try:
-            for worker, remote in enumerate(self.remotes if answers else ()):
-                if not remote.poll(self.timeout):
-                    raise WorkerError(f"Worker {worker} has not answered for {self.timeout:g} seconds: it hangs.")
             yield
         except (EOFError, OSError) as error:
             raise WorkerError(self._what_happened()) from error
@@ -85,12 +163,20 @@ class WorkerVecEnv(SubprocVecEnv):
         for worker, process in enumerate(self.processes):
             process.join(END_SECONDS / len(self.processes))
             if not process.is_alive():
-                what = f"Worker {worker} of {len(self.processes)} has ended with exit code {process.exitcode}"
-                report = self._report(worker)
-                if report.exists():
-                    return f"{what}. Its own traceback:\n\n{report.read_text()}"
-                return f"{what} (killed, perhaps for want of memory)." if (process.exitcode or 0) < 0 else f"{what}."
+                return self._what_became_of(worker)
         return "A worker has closed its pipe."
+
+    def _what_became_of(self, worker: int) -> str:
+        process = self.processes[worker]
+        process.join(END_SECONDS)
+        what = f"Worker {worker} of {len(self.processes)} has ended with exit code {process.exitcode}"
+        if own := self._own_traceback(worker):
+            return f"{what}. {own}"
+        return f"{what} (killed, perhaps for want of memory)." if (process.exitcode or 0) < 0 else f"{what}."
+
+    def _own_traceback(self, worker: int) -> str:
+        report = self._report(worker)
+        return f"Its own traceback:\n\n{report.read_text()}" if report.exists() else ""
 
     def close(self) -> None:
         """End the workers, also those that hang."""
@@ -145,6 +231,42 @@ class ReportingEnv(StatefulEnv):
             raise
 
 
+class ReplacementEnv(ReportingEnv):
+    """
+    An environment in the place of one that is gone in the middle of a step: its answer to that step is a first
+    observation, marked ``LOST_STEP``, and the ``reset`` that follows gives the same one.
+
+    :param env: an environment, not yet reset
+    :param report: file to write
+    :param seed: of the first reset
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], report: Path, seed: int | None) -> None:
+        super().__init__(env, report)
+        self._seed = seed
+        self._is_new = True
+        self._first: Any = None
+
+    def step(self, action: Any) -> Any:
+        """
+        :param action: as for the environment
+        :return: as the environment's
+        """
+        if not self._is_new:
+            return super().step(action)
+        self._is_new = False
+        self._first = super().reset(seed=self._seed)
+        return self._first[0], 0.0, False, True, {LOST_STEP: True}
+
+    def reset(self, **kwargs: Any) -> Any:
+        """
+        :param kwargs: as for the environment
+        :return: as the environment's
+        """
+        first, self._first = self._first, None
+        return super().reset(**kwargs) if first is None else first
+
+
 def _make_for_worker(env_fn: Callable[[], gym.Env[Any, Any]], report: Path) -> gym.Env[Any, Any]:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
@@ -153,3 +275,14 @@ def _make_for_worker(env_fn: Callable[[], gym.Env[Any, Any]], report: Path) -> g
     except BaseException:
         report.write_text(traceback.format_exc())
         raise
+
+
+def _make_replacement(env_fn: Callable[[], gym.Env[Any, Any]], report: Path, seed: int | None) -> gym.Env[Any, Any]:
+    plain = Monitor.__init__
+
+    def going_on(self: Monitor, *args: Any, **kwargs: Any) -> None:
+        plain(self, *args, **{**kwargs, "override_existing": False})
+
+    # in this process alone, whose only environment must not overwrite the file of the one that is gone
+    Monitor.__init__ = going_on  # type: ignore[method-assign]
+    return ReplacementEnv(_make_for_worker(env_fn, report), report, seed)

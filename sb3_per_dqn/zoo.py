@@ -65,6 +65,7 @@ class RunManager(ExperimentManager):
 
     - Hyperparameters of ``per_ddqn`` from this project's YAML, unless ``--conf-file`` is given.
     - Environment and model are built once in this process before anything is started or written.
+    - ``worker_restarts`` in the YAML is how many workers that end or hang may be replaced.
     - ``emulators: native`` in the YAML trains and evaluates on ALE's native emulators; the video is of an ordinary one.
     - Worker processes leave Ctrl-C to the parent; evaluation uses :class:`AtariGameWrapper`'s evaluation mode.
     - ``progress.csv`` and ``episodes.csv`` beside the model; after training a score, a picture and a video.
@@ -91,6 +92,7 @@ class RunManager(ExperimentManager):
         self.evaluation_wrapper: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None
         self.model_arguments: dict[str, Any] = {}
         self.emulators = "processes"
+        self.worker_restarts = 0
         self.wrapper_kwargs: dict[str, Any] = {}  # of AtariGameWrapper, for native emulators
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
@@ -119,6 +121,9 @@ class RunManager(ExperimentManager):
         self.emulators = hyperparams.pop("emulators", "processes")
         if self.emulators != "processes":
             self.wrapper_kwargs = native_wrapper_kwargs(hyperparams)
+        self.worker_restarts = hyperparams.pop("worker_restarts", 0)
+        if self.worker_restarts and (self.emulators != "processes" or self.vec_env_class is not WorkerVecEnv):
+            raise ValueError(f"worker_restarts={self.worker_restarts!r} is for worker processes: leave it out.")
         evaluation = in_evaluation_mode(hyperparams)
         self.evaluation_wrapper = get_wrapper_class(evaluation)
         # 1% of the actions are random in the environment itself: the model adds nothing to that
@@ -180,6 +185,8 @@ class RunManager(ExperimentManager):
         settings: dict[str, Any] = {"env_wrapper": self.evaluation_wrapper if eval_env else self.env_wrapper}
         if self.settings.resume is not None and not eval_env:
             settings["monitor_kwargs"] = {**self.monitor_kwargs, "override_existing": False}
+        if self.vec_env_class is WorkerVecEnv and not eval_env:
+            settings["vec_env_kwargs"] = {"restarts": self.worker_restarts}
         if self.emulators != "processes":
             make_games = partial(
                 make_atari_vec_env,

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_per_dqn import PrioritizedReplayBuffer
-from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBufferSamples
+from sb3_per_dqn.replay.prioritized_buffer import LOST_STEP, PrioritizedReplayBufferSamples
 
 N_ACTIONS = 5
 
@@ -164,10 +164,11 @@ class Step(NamedTuple):
     reward: float
     terminated: bool
     truncated: bool
+    lost: bool
 
 
 class Streams:
-    """Environments in which everything random happens: ends, time limits, breaks that observations show."""
+    """Environments in which everything random happens: ends, time limits, breaks that observations show, lost steps."""
 
     def __init__(self, streams: list[Any], rng: np.random.Generator) -> None:
         self.streams, self.rng = streams, rng
@@ -187,12 +188,17 @@ class Streams:
         """
         n_envs = len(self.streams)
         obs, follows = list(self.obs), [not new for new in self.new]
-        next_obs = [stream.step() for stream in self.streams]
-        ends = self.rng.choice(["no", "terminated", "truncated", "breaks off"], n_envs, p=[0.76, 0.08, 0.08, 0.08])
+        kinds = ["no", "terminated", "truncated", "breaks off", "lost"]
+        ends = self.rng.choice(kinds, n_envs, p=[0.73, 0.08, 0.08, 0.08, 0.03])
+        next_obs = [
+            stream.reset() if end == "lost" else stream.step() for stream, end in zip(self.streams, ends, strict=True)
+        ]
         actions = self.rng.integers(N_ACTIONS, size=n_envs)
         rewards = self.rng.normal(size=n_envs).astype(np.float32)
-        done = (ends == "terminated") | (ends == "truncated")
-        infos = [{"TimeLimit.truncated": bool(end == "truncated")} for end in ends]
+        done = (ends == "terminated") | (ends == "truncated") | (ends == "lost")
+        infos = [{"TimeLimit.truncated": end in ("truncated", "lost")} for end in ends]  # as a worker says it
+        for env in np.flatnonzero(ends == "lost"):
+            infos[env][LOST_STEP] = True
         given = stacked(obs), stacked(next_obs), actions.copy(), rewards.copy(), done.copy()
         for buffer in buffers:
             buffer.add(*given, infos)
@@ -201,10 +207,16 @@ class Streams:
         happened = []
         for env, end in enumerate(ends):
             step = Step(
-                obs[env], next_obs[env], int(actions[env]), float(rewards[env]), end == "terminated", end == "truncated"
+                obs[env],
+                next_obs[env],
+                int(actions[env]),
+                float(rewards[env]),
+                terminated=end == "terminated",
+                truncated=end == "truncated",
+                lost=end == "lost",
             )
             happened.append((follows[env], step))
-            self.obs[env] = next_obs[env] if end == "no" else self.streams[env].reset()
+            self.obs[env] = next_obs[env] if end in ("no", "lost") else self.streams[env].reset()
             # A break shows where observations differ. Where they do not, the step follows, for all that anybody knows
             same = image(self.obs[env]) == image(next_obs[env])
             self.new[env] = bool(done[env]) or not same
@@ -231,8 +243,10 @@ class NaiveReplay:
     def add(self, happened: list[tuple[bool, Step]]) -> None:
         for env, (follows, step) in enumerate(happened):
             serial = self.added + env
-            if not follows:
+            if step.lost or not follows:
                 self.ends.add(serial - self.n_envs)
+            if step.lost:
+                continue
             if step.terminated or step.truncated:
                 self.ends.add(serial)
             self.steps[serial] = step

@@ -620,6 +620,7 @@ def no_game(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"emulators": None}, "emulators=None"),
         ({"vec_env_cls": SubprocVecEnv}, "vec_env_cls=SubprocVecEnv is for emulators='processes'"),
         ({"vec_env_cls": DummyVecEnv}, "vec_env_cls=DummyVecEnv"),
+        ({"vec_env_kwargs": {"restarts": 1}}, "vec_env_kwargs={'restarts': 1} is for emulators='processes'"),
         ({"env_id": "Breakout-v4"}, r"'Breakout-v4' .*\(2, 5\).*NoFrameskip.*emulators='processes'"),
         ({"env_kwargs": {"frameskip": (2, 5)}}, r"\(2, 5\)"),
         ({"env_kwargs": {"mode": 4}}, r"env_kwargs={'mode': 4}.*emulators='processes'"),
@@ -722,6 +723,7 @@ class TestZoo:
             (["emulators:'native'", "env_wrapper:None"], ["emulators: native", "AtariGameWrapper"]),
             (["emulators:'native'", "env_wrapper:[]"], ["emulators: native"]),
             (["emulators:'native'", "normalize:True"], ["emulators: native", "normalize"]),
+            (["emulators:'native'", "worker_restarts:1"], ["worker_restarts=1 is for worker processes"]),
             (["emulators:'native'", "env_kwargs:dict(mode=4)"], ["mode", "emulators='processes'"]),
         ],
     )

@@ -193,6 +193,15 @@ TestReplayMachine = ReplayMachine.TestCase
 TestReplayMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_what_no_target_uses_need_not_be_a_stack(n_steps: int) -> None:
+    """Also after a lost step, which is no time limit although it is said to be one."""
+    world = World(single_frames=True, n_steps=n_steps)
+    for _ in range(200):
+        world.add()  # raises if frames could not be kept once
+        world.check_every_slot()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_soak(seed: int) -> None:
     """

@@ -13,9 +13,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
 
-from sb3_per_dqn import PerDoubleDQN
+from sb3_per_dqn import PerDoubleDQN, make_atari_vec_env
 from sb3_per_dqn.checkpoint import RunCheckpoints
 from sb3_per_dqn.workers import WorkerError, WorkerVecEnv
 
@@ -70,6 +73,145 @@ def test_what_became_of_a_worker_is_said(fault: Any, message: str) -> None:
     assert model.num_timesteps == 8  # those that were made
     env.close()
     assert set(multiprocessing.active_children()) == before
+
+
+class Counting(gym.Env[Any, int]):
+    """
+    Observations tell which reset and which step they are of; a fault occurs once, at the seventh step of all.
+
+    :param fault: what happens then
+    :param once: a file that says that it has happened
+    """
+
+    observation_space: Any = spaces.Box(0, np.inf, (2,), np.float64)
+    action_space: Any = spaces.Discrete(2)
+
+    def __init__(self, fault: Callable[[], Any] | None = None, once: Path | None = None) -> None:
+        self.fault, self.once, self.steps = fault, once, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.obs = np.array([self.np_random.integers(1, 2**40), 0.0])
+        return self.obs, {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if self.steps == 7 and self.fault is not None and self.once is not None and not self.once.exists():
+            self.once.touch()
+            self.fault()
+        self.obs = self.obs + np.array([0, 1])
+        return self.obs, float(self.obs[1]), False, bool(self.obs[1] == 5), {}
+
+
+def monitored(path: str, **kwargs: Any) -> gym.Env[Any, int]:
+    return Monitor(Counting(**kwargs), path, allow_early_resets=False)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize(
+    "fault", [raise_error, partial(signal.raise_signal, signal.SIGKILL), partial(time.sleep, 1000)]
+)
+def test_a_worker_is_replaced(fault: Any, n_steps: int, tmp_path: Path) -> None:
+    """The broken episode ends with the step before the one that was lost: nothing is invented, nothing else is lost."""
+    before = set(multiprocessing.active_children())
+    makers = [partial(monitored, str(tmp_path / "0")), partial(monitored, str(tmp_path / "1"))]
+    makers[1] = partial(makers[1], fault=fault, once=tmp_path / "once")
+    env = WorkerVecEnv(makers, timeout=1.5, restarts=1)
+    model = PerDoubleDQN("MlpPolicy", env, learning_starts=4, batch_size=4, n_steps=n_steps, device="cpu", seed=3)
+    with pytest.warns(UserWarning, match=r"Worker 1 (.|\n)*It is replaced \(1 of 1 restarts\)"):
+        model.learn(40)
+    env.close()
+    assert set(multiprocessing.active_children()) == before
+    assert model.num_timesteps == 40
+    buffer: Any = model.replay_buffer
+    drawn = buffer._get_samples(np.flatnonzero(buffer._priorities.values))
+    obs, next_obs = drawn.observations.numpy(), drawn.next_observations.numpy()
+    assert len(obs) == 40 - 1 - (n_steps - 1)  # the last windows of environment 1 are open when the run ends
+    assert (obs[:, 0] == next_obs[:, 0]).all()  # of one episode
+    steps = next_obs[:, 1] - obs[:, 1]
+    assert ((steps >= 1) & (steps <= n_steps)).all()
+    assert (drawn.dones == 0).all()
+    # the seventh step of environment 1 was the second of an episode; then a whole new one, with other random numbers
+    lengths = [np.loadtxt(tmp_path / f"{i}.monitor.csv", delimiter=",", skiprows=2)[:, 1].tolist() for i in range(2)]
+    assert lengths == [[5, 5, 5, 5], [5, 5, 5]]
+    assert len(np.unique(obs[:, 0])) == 4 + 5  # the broken episode has one step, and the last has three
+
+
+class KillAWorker(BaseCallback):
+    def _on_step(self) -> bool:
+        if self.n_calls == 20:
+            self.model.get_env().unwrapped.processes[0].kill()  # type: ignore[union-attr]
+        return True
+
+
+def test_atari_goes_on_with_frames_kept_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    env = make_atari_vec_env(
+        "BreakoutNoFrameskip-v4", 2, seed=0, monitor_dir=str(tmp_path), vec_env_kwargs={"restarts": 1}
+    )
+    model = PerDoubleDQN("CnnPolicy", env, buffer_size=200, learning_starts=70, batch_size=4, device="cpu")
+    model.learn(104, callback=KillAWorker())
+    env.close()
+    assert ["It is replaced" in str(warning.message) for warning in recwarn] == [True]
+    buffer: Any = model.replay_buffer
+    assert len(np.flatnonzero(buffer._priorities.values)) == 103
+    assert buffer.layouts[0] == [0, 4]
+    drawn = buffer._get_samples(np.flatnonzero(buffer._priorities.values))
+    assert th.equal(drawn.observations[:, 1:], drawn.next_observations[:, :-1])
+
+
+def test_one_restart_too_few(tmp_path: Path) -> None:
+    env = workers(raise_error, restarts=1)  # its replacement raises the same
+    model = PerDoubleDQN("MlpPolicy", env, learning_starts=4, batch_size=4, device="cpu")
+    with pytest.warns(UserWarning, match="It is replaced"), pytest.raises(WorkerError, match="lost its mind"):
+        model.learn(100)
+    assert model.num_timesteps == 2 * (4 + 1 + 4)
+    env.close()
+
+
+def test_a_worker_that_dies_between_two_steps() -> None:
+    env = workers(None)
+    env.reset()
+    env.step(np.zeros(2, int))
+    env.processes[1].kill()
+    env.processes[1].join()
+    with pytest.raises(WorkerError, match=r"Worker 1 of 2 has ended with exit code -9"):
+        env.step(np.zeros(2, int))
+    env.close()
+
+
+def test_a_worker_that_cannot_be_replaced(tmp_path: Path) -> None:
+    env = WorkerVecEnv([Faulty, partial(made_once, tmp_path / "once")], restarts=3)
+    env.reset()
+    env.processes[1].kill()
+    with (
+        pytest.warns(UserWarning, match="It is replaced"),
+        pytest.raises(WorkerError, match=r"replaced(.|\n)*no licence"),
+    ):
+        env.step(np.zeros(2, int))
+    env.close()
+
+
+def made_once(once: Path) -> gym.Env[Any, int]:
+    if once.exists():
+        raise RuntimeError("no licence for two")
+    once.touch()
+    return Faulty()
+
+
+@pytest.mark.parametrize("kwargs", [{"restarts": -1}, {"restarts": 0.5}, {"timeout": 0}])
+def test_arguments_that_make_no_sense(kwargs: dict[str, Any]) -> None:
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ValueError, match=f"{next(iter(kwargs))}={next(iter(kwargs.values()))} must be"):
+        workers(None, **kwargs)
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_memory_that_cannot_leave_out_a_step() -> None:
+    env = workers(None, restarts=1)
+    model = PerDoubleDQN("MlpPolicy", env, prioritized_replay=False, device="cpu")
+    with pytest.raises(ValueError, match="restarts=1: ReplayBuffer cannot leave out the step"):
+        model.learn(10)
+    env.close()
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -66,6 +66,25 @@ def run_main(*arguments: str, logs: Path | None = None, env_id: str = "") -> Run
     return Run(status, out.getvalue(), err.getvalue(), logs or Path(), env_id)
 
 
+def test_worker_restarts_reach_the_training_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    restarts = []
+    create_envs = ExperimentManager.create_envs
+
+    def remember(self: Any, *args: Any, **kwargs: Any) -> Any:
+        env = create_envs(self, *args, **kwargs)
+        restarts.append(getattr(env.unwrapped, "restarts", None))
+        return env
+
+    monkeypatch.setattr(ExperimentManager, "create_envs", remember)
+    flags = [*SHORT_CARTPOLE, "--vec-env", "subproc", "--eval-freq", "200", *CARTPOLE_PARAMS, "n_envs:2"]
+    run = run_main("train", *flags, "worker_restarts:3", logs=tmp_path)
+    assert run.status == 0, run.err
+    assert restarts[:3] == [None, 0, 3]  # the trial in this process, evaluation, training
+    bad = run_main("train", *flags, "worker_restarts:-1", logs=tmp_path)
+    assert bad.status == 2
+    assert "restarts=-1 must be a whole number, 0 or more" in bad.err
+
+
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Trained through ``python -m``, in workers."""

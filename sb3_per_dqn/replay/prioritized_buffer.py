@@ -20,6 +20,7 @@ from sb3_per_dqn.replay.sum_tree import MaxTree, MinTree, SumTree
 
 IntArray = npt.NDArray[np.int64]
 
+LOST_STEP = "lost_step"  # key of an info: nobody knows what this step of the environment did
 TINY = float(np.finfo(np.float32).tiny)  # no weight may vanish when it is rounded to float32
 
 
@@ -234,7 +235,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         :param action: actions, shape (n_envs, action_dim) or (n_envs,)
         :param reward: rewards, shape (n_envs,)
         :param done: whether the episode ended, shape (n_envs,)
-        :param infos: one dict per environment; ``TimeLimit.truncated`` tells a time limit from an end
+        :param infos: one dict per environment; ``TimeLimit.truncated`` tells a time limit from an end, and
+            ``LOST_STEP`` a step of which nothing is known: it is never drawn, and the segment ends before it
         :raises ValueError: if the observations do not fit the space, the memory or ``single_frames``; nothing is stored
         """
         # All of it is looked at before anything is written
@@ -246,8 +248,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         timeouts = np.zeros(self.n_envs, dtype=bool)
         if self.handle_timeout_termination:
             timeouts[:] = [info.get("TimeLimit.truncated", False) for info in infos]
+        lost = np.array([info.get(LOST_STEP, False) for info in infos])
+        done, timeouts = done | lost, timeouts & ~lost
         uses_next = ~done | timeouts
-        follows = self._store.prepare(self._steps, obs, next_obs, uses_next) & self._open
+        follows = self._store.prepare(self._steps, obs, next_obs, uses_next) & self._open & ~lost
         if self._steps == 0 or self._store.full_nbytes > 1.25 * self._checked_nbytes:
             self._check_size()
         if self._steps == 0:
@@ -267,9 +271,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self.full = self._steps >= self.buffer_size
 
         new = row * self.n_envs + np.arange(self.n_envs)
-        if self.n_steps > 1:
+        if self.n_steps > 1 or lost.any():
             self._set_priorities(new, 0.0)
-            self._waiting += 1
+            self._waiting += ~lost
             self._enter(self._complete_windows(ends=done))
         else:
             self._enter(new)
