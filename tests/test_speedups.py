@@ -16,7 +16,7 @@ from torch import nn
 
 from sb3_per_dqn import PerDoubleDQN, speedups
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_per_dqn.speedups import FLUSH_INTERVAL, NEGLIGIBLE, Speedups
+from sb3_per_dqn.speedups import FLUSH_INTERVAL, NEGLIGIBLE, Speedups, _in_channels_last
 
 CPU = th.device("cpu")
 VECTOR = spaces.Box(-1, 1, (4,))
@@ -144,6 +144,10 @@ def test_images_are_handed_over_in_channels_last_and_nothing_else_changes() -> N
     assert not images.is_contiguous(memory_format=th.channels_last)
     assert th.equal(arranged["images"], images)
     assert arranged["vectors"] is vectors
+    assert arranged["images"].dtype == images.dtype
+    of_a_block = th.randint(0, 256, (2, 5, 9, 7), dtype=th.uint8)[:, :-1]  # as replay memory hands them out
+    assert th.equal(_in_channels_last(of_a_block), of_a_block)
+    assert _in_channels_last(arranged["images"]) is arranged["images"]
     assert Speedups("none", CPU).arrange(images) is images
 
 
