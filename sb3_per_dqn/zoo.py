@@ -185,7 +185,7 @@ class RunManager(ExperimentManager):
         settings: dict[str, Any] = {"env_wrapper": self.evaluation_wrapper if eval_env else self.env_wrapper}
         if self.settings.resume is not None and not eval_env:
             settings["monitor_kwargs"] = {**self.monitor_kwargs, "override_existing": False}
-        if self.vec_env_class is WorkerVecEnv and not eval_env:
+        if self.worker_restarts and self.vec_env_class is WorkerVecEnv and not eval_env:  # not while it is tried out
             settings["vec_env_kwargs"] = {"restarts": self.worker_restarts}
         if self.emulators != "processes":
             make_games = partial(
