@@ -2,9 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from io import BufferedIOBase
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -451,6 +453,30 @@ class PerDoubleDQN(DQN):
             f"Training diverged at step {self.num_timesteps}, update {self._n_updates}: {what} "
             "Check the rewards; a smaller learning_rate or max_grad_norm may help."
         )
+
+    def save(
+        self,
+        path: str | Path | BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file: wholly, or what was there stays.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        if isinstance(path, BufferedIOBase) or Path(path).is_dir():
+            super().save(path, exclude, include)
+            return
+        path = Path(path) if Path(path).suffix else Path(f"{path}.zip")  # as SB3 names it
+        beside = path.with_name(f".{path.name}")
+        try:
+            super().save(beside, exclude, include)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         """
