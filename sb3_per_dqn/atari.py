@@ -106,6 +106,7 @@ def make_atari_vec_env(
     evaluation: bool = False,
     frame_stack: int = 4,
     monitor_dir: str | None = None,
+    monitor_kwargs: dict[str, Any] | None = None,
     wrapper_kwargs: dict[str, Any] | None = None,
     env_kwargs: dict[str, Any] | None = None,
     vec_env_cls: type[DummyVecEnv] | type[SubprocVecEnv] = WorkerVecEnv,
@@ -127,6 +128,7 @@ def make_atari_vec_env(
     :param evaluation: whole unclipped games with 1% random actions, see :class:`AtariGameWrapper`
     :param frame_stack: number of frames in an observation
     :param monitor_dir: folder for ``Monitor``'s files, or ``None`` for no files
+    :param monitor_kwargs: its arguments; ``override_existing=False`` goes on with the files that are there
     :param wrapper_kwargs: further arguments of :class:`AtariGameWrapper`
     :param env_kwargs: arguments for ``gymnasium.make``
     :param vec_env_cls: ``DummyVecEnv`` runs the games in this process
@@ -164,6 +166,7 @@ def make_atari_vec_env(
             evaluation=evaluation,
             frame_stack=frame_stack,
             monitor_dir=monitor_dir,
+            monitor_kwargs=monitor_kwargs,
             wrapper_kwargs=wrapper_kwargs,
             env_kwargs=env_kwargs,
         )
@@ -174,6 +177,7 @@ def make_atari_vec_env(
         n_envs=n_envs,
         seed=seed,
         monitor_dir=monitor_dir,
+        monitor_kwargs=monitor_kwargs,
         wrapper_class=AtariGameWrapper,
         wrapper_kwargs=wrapper_kwargs,
         env_kwargs=env_kwargs,

@@ -111,11 +111,12 @@ class NativeGame:
 
     :param settings: what to play, and how
     :param monitor_file: path of the file to write as ``Monitor`` writes it, or ``None`` for no file
+    :param override_existing: begin that file anew if it is there, or go on with it
     """
 
     render_mode = "rgb_array"
 
-    def __init__(self, settings: GameSettings, monitor_file: str | None = None) -> None:
+    def __init__(self, settings: GameSettings, monitor_file: str | None = None, override_existing: bool = True) -> None:
         self.settings = settings
         self.spec = gym.spec(settings.env_id)
         self.evaluation = settings.evaluation
@@ -128,7 +129,7 @@ class NativeGame:
         self._results_writer: ResultsWriter | None = None
         if monitor_file is not None:
             header: dict[str, float | str] = {"t_start": self._t_start, "env_id": settings.env_id}
-            self._results_writer = ResultsWriter(monitor_file, header)
+            self._results_writer = ResultsWriter(monitor_file, header, override_existing=override_existing)
         self._next_seed: int | None = None
         self._rng = np.random.default_rng()
         self._is_playing = False
@@ -328,6 +329,7 @@ class NativeAtariVecEnv(VecEnv):
     :param evaluation: whole unclipped games with some random actions
     :param frame_stack: number of frames in an observation
     :param monitor_dir: folder for files like ``Monitor``'s, or ``None`` for no files
+    :param monitor_kwargs: of ``Monitor``'s arguments, ``override_existing``
     :param wrapper_kwargs: further arguments of ``AtariGameWrapper``
     :param env_kwargs: arguments for ``gymnasium.make``
     :raises ValueError: for what native emulators cannot do as the processes do
@@ -342,12 +344,14 @@ class NativeAtariVecEnv(VecEnv):
         evaluation: bool = False,
         frame_stack: int = 4,
         monitor_dir: str | None = None,
+        monitor_kwargs: dict[str, Any] | None = None,
         wrapper_kwargs: dict[str, Any] | None = None,
         env_kwargs: dict[str, Any] | None = None,
     ) -> None:
         settings = game_settings(env_id, evaluation, wrapper_kwargs, env_kwargs)
+        _refuse_unknown("monitor_kwargs", monitor_kwargs or {}, ["override_existing"])
         files = [None if monitor_dir is None else os.path.join(monitor_dir, str(rank)) for rank in range(n_envs)]
-        self.games = [NativeGame(settings, file) for file in files]
+        self.games = [NativeGame(settings, file, **(monitor_kwargs or {})) for file in files]
         shape = frame_stack, settings.screen_size, settings.screen_size
         super().__init__(n_envs, spaces.Box(0, 255, shape, np.uint8), spaces.Discrete(self.games[0].n_actions))
         self._stacks = np.zeros((n_envs, *shape), dtype=np.uint8)

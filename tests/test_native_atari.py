@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -698,6 +699,13 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield logs
 
 
+def load_results_of(file: Path) -> list[tuple[str, ...]]:
+    """Scores and lengths in a file of ``Monitor``'s."""
+    _, header, *lines = file.read_text().splitlines()
+    assert header == "r,l,t"
+    return [tuple(line.split(",")[:2]) for line in lines]
+
+
 class TestZoo:
     def test_a_run_leaves_its_choice_and_its_episodes(self, logs: Path) -> None:
         folder = logs / "per_ddqn" / f"{BREAKOUT}_1"
@@ -735,6 +743,20 @@ class TestZoo:
         (line,) = run.err.strip().splitlines()
         assert all(word in line for word in words)
         assert not (tmp_path / "logs").exists()
+
+    def test_a_resumed_run_goes_on_with_its_episodes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each game once, those before and those after."""
+        monkeypatch.setattr(atari, "EVALUATION_MAX_FRAMES", 40)
+        arguments = ["-n", "2400", "--seed", "1", "--device", "cpu", "--checkpoint-every", "800", "--eval-freq", "-1"]
+        arguments += ["-params", "emulators:'native'", "n_envs:2", "learning_starts:10000", "buffer_size:1000"]
+        run = run_main("train", *arguments, logs=tmp_path, env_id=BREAKOUT)
+        assert run.status == 0, run.err
+        files = [run.folder / f"{rank}.monitor.csv" for rank in range(2)]
+        whole = [load_results_of(file) for file in files]
+        assert all(len(games) > 2 for games in whole)
+        shutil.rmtree(max(run.folder.glob("checkpoints/step-*")))
+        assert run_main("train", "--resume", str(run.folder)).status == 0
+        assert [load_results_of(file) for file in files] == whole
 
     def test_wrapper_arguments_reach_the_games(self) -> None:
         hyperparams: dict[str, Any] = {"env_wrapper": [{zoo.GAME_WRAPPER: {"noop_max": 3}}]}
