@@ -61,11 +61,13 @@ def run(command: str, arguments: list[str]) -> int:
     # Not at the top: worker processes import this module, and need nothing of the zoo
     from sb3_per_dqn import zoo
     from sb3_per_dqn.checkpoint import CheckpointError
-    from sb3_per_dqn.run_settings import RunSettings, parse_settings
+    from sb3_per_dqn.run_settings import RunSettings, parse_settings, settings_help
 
     try:
         settings = RunSettings()
         if command == "train":
+            if {"-h", "--help"} & set(arguments):
+                print(f"our own {settings_help()}")
             settings, arguments = parse_settings(arguments)
         zoo.run_command(command, with_defaults(command, arguments), settings)
     except Exception as error:

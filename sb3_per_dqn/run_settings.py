@@ -40,16 +40,30 @@ class RunSettings:
         (folder / RUN_FILE).write_text(json.dumps(run, indent=1))
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("sb3-per-dqn train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder, alone")
+    parser.add_argument(
+        "--checkpoint-every", type=int, metavar="STEPS", help=f"from one checkpoint to the next, 0: none ({EVERY})"
+    )
+    return parser
+
+
+def settings_help() -> str:
+    """
+    :return: what ``train`` takes beyond the zoo's arguments
+    """
+    _, _, options = _parser().format_help().partition("\n\n")
+    return options
+
+
 def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
     """
     :param arguments: of ``train``
     :return: what is ours, and the rest, which is the zoo's
     :raises ValueError: if they contradict each other, or there is no such run
     """
-    parser = argparse.ArgumentParser("sb3-per-dqn train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--resume", type=Path, metavar="DIR")
-    parser.add_argument("--checkpoint-every", type=int)
-    ours, rest = parser.parse_known_args(arguments)
+    ours, rest = _parser().parse_known_args(arguments)
     if ours.resume is None:
         every = EVERY if ours.checkpoint_every is None else ours.checkpoint_every
         if every < 0:

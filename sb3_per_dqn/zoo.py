@@ -183,8 +183,9 @@ class RunManager(ExperimentManager):
         :return: the vectorized environment, wrapped
         """
         settings: dict[str, Any] = {"env_wrapper": self.evaluation_wrapper if eval_env else self.env_wrapper}
+        monitor_kwargs = self.monitor_kwargs
         if self.settings.resume is not None and not eval_env:
-            settings["monitor_kwargs"] = {**self.monitor_kwargs, "override_existing": False}
+            monitor_kwargs = settings["monitor_kwargs"] = {**monitor_kwargs, "override_existing": False}
         if self.worker_restarts and self.vec_env_class is WorkerVecEnv and not eval_env:  # not while it is tried out
             settings["vec_env_kwargs"] = {"restarts": self.worker_restarts}
         if self.emulators != "processes":
@@ -194,6 +195,7 @@ class RunManager(ExperimentManager):
                 n_envs,
                 frame_stack=self.frame_stack or 1,
                 monitor_dir=None if eval_env or no_log else self.save_path,  # as the zoo chooses it
+                monitor_kwargs=monitor_kwargs,
                 wrapper_kwargs={**self.wrapper_kwargs, **(EVALUATION_KWARGS if eval_env else {})},
                 env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
                 emulators=self.emulators,
@@ -221,17 +223,17 @@ class RunManager(ExperimentManager):
             try:
                 super().learn(model)
             except Exception:
-                self._say_how_to_go_on(model)
+                self._say_how_to_go_on(model, "training")
                 raise
         if not self.guard.interrupted:
             for callback in self.callbacks:
                 if isinstance(callback, EvalCallback):
                     callback.eval_env.close()
 
-    def _say_how_to_go_on(self, model: BaseAlgorithm) -> None:
+    def _say_how_to_go_on(self, model: BaseAlgorithm, what: str) -> None:
         steps = [] if self.checkpoints is None else self.checkpoints.steps
         way = f"sb3-per-dqn train --resume {self.save_path} goes on from step {steps[-1]}" if steps else "no checkpoint"
-        print(f"sb3-per-dqn: training failed at step {model.num_timesteps}; {way}.", file=sys.stderr)
+        print(f"sb3-per-dqn: {what} failed at step {model.num_timesteps}; {way}.", file=sys.stderr)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
@@ -240,7 +242,11 @@ class RunManager(ExperimentManager):
         :param model: a trained RL model
         :raises KeyboardInterrupt: when all is saved, if training was interrupted
         """
-        super().save_trained_model(model)
+        try:
+            super().save_trained_model(model)
+        except OSError:
+            self._say_how_to_go_on(model, "saving")
+            raise
         report = {"score": "not measured", "model": f"{self.params_path}.zip", "plot": "none", "video": "none"}
         try:
             report["plot"] = _result_or_reason(lambda: draw_learning_curves(self.save_path))
@@ -416,7 +422,8 @@ def arose_in_training(error: BaseException) -> bool:
     :param error: an exception from :func:`run_command`
     :return: whether training had begun
     """
-    return any(frame.f_code is RunManager.learn.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    codes = RunManager.learn.__code__, RunManager.save_trained_model.__code__
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def register() -> None:

@@ -17,13 +17,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import DQN, HerReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, make_atari_vec_env
 from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints, files
@@ -62,6 +63,10 @@ def minatar() -> VecEnv:
 
 def breakout() -> VecEnv:
     return make_atari_vec_env("BreakoutNoFrameskip-v4", 2, seed=3)
+
+
+def breakout_of_eight() -> VecEnv:
+    return make_atari_vec_env("BreakoutNoFrameskip-v4", 8, seed=3)
 
 
 def sticky() -> VecEnv:
@@ -204,6 +209,29 @@ def test_callbacks_and_logs_go_on(tmp_path: Path) -> None:
     other.learn(left, callback=[counting, checkpoints], log_interval=3, reset_num_timesteps=False)
     assert counting.seen == STEPS // 2
     assert curve(tmp_path / "tb") == whole
+
+
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, WorkerVecEnv])
+def test_evaluations_go_on(vec_env_cls: Any, tmp_path: Path) -> None:
+    """The best score, all scores so far, and the place at which the evaluation's own environments stood."""
+
+    def evaluated(name: str) -> tuple[EvalCallback, Path]:
+        env = make_vec_env("CartPole-v1", 2, seed=9, vec_env_cls=vec_env_cls)
+        log = tmp_path / name
+        return EvalCallback(env, n_eval_episodes=3, eval_freq=40, log_path=str(log), verbose=0), log
+
+    callback, whole = evaluated("whole")
+    make(cartpole).learn(STEPS, callback=[callback, RunCheckpoints(tmp_path / "a", 64, keep=99)])
+    callback.eval_env.close()
+    for step in (64, 320):  # before the first evaluation, and between two
+        other, again = make(cartpole), RunCheckpoints(tmp_path / "a", 64, keep=99)
+        left = again.resume(other, step)
+        callback, log = evaluated(str(step))
+        other.learn(left, callback=[callback, again], reset_num_timesteps=False)
+        callback.eval_env.close()
+        for name in ("timesteps", "results", "ep_lengths"):
+            ours, theirs = (np.load(path / "evaluations.npz")[name] for path in (log, whole))
+            np.testing.assert_array_equal(ours, theirs)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -377,8 +405,8 @@ def test_an_older_version_and_another_format(written: Path, tmp_path: Path) -> N
     shutil.copytree(written, tmp_path / "copy")
     file = CheckpointFolder(tmp_path / "copy").path(CheckpointFolder(tmp_path / "copy").steps[-1]) / "tree.json"
     original = file.read_bytes()
-    file.write_bytes(original.replace(b'"version": 1', b'"version": 0', 1))
-    assert "format version 0, and this package reads 1" in attempt(tmp_path / "copy")
+    file.write_bytes(original.replace(f'"version": {files.VERSION}'.encode(), b'"version": 0', 1))
+    assert f"format version 0, and this package reads {files.VERSION}" in attempt(tmp_path / "copy")
     file.write_bytes(original.replace(b"sb3-per-dqn checkpoint", b"something else", 1))
     assert "no checkpoint of sb3-per-dqn" in attempt(tmp_path / "copy")
 
@@ -575,35 +603,55 @@ KILLS = int(os.environ.get("KILLS", "10"))
 RUN = """
 import sys
 import torch as th
-from tests.test_checkpoint import cartpole, fingerprint, make
+from tests import test_checkpoint
 from sb3_per_dqn.checkpoint import RunCheckpoints
 
 th.set_num_threads(1)
-model = make(cartpole, buffer_size=20_000)
-checkpoints = RunCheckpoints(sys.argv[1], every=96)
-steps = checkpoints.steps
-left = checkpoints.resume(model) if steps else 6000
+folder, game, buffer_size, steps, every = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+model = test_checkpoint.make(getattr(test_checkpoint, game), buffer_size=buffer_size)
+checkpoints = RunCheckpoints(folder, every)
+resuming = bool(checkpoints.steps)
+left = checkpoints.resume(model) if resuming else steps
 print("begins", flush=True)
-model.learn(left, callback=checkpoints, reset_num_timesteps=not steps)
-print(fingerprint(model), flush=True)
+model.learn(left, callback=checkpoints, reset_num_timesteps=not resuming)
+print(test_checkpoint.fingerprint(model), flush=True)
+model.get_env().close()
 """
 
 
-def test_kills_at_random_instants(tmp_path: Path) -> None:
-    """One run, killed again and again (often while a checkpoint is written), ends as one that was left alone."""
-    command = [sys.executable, "-c", RUN]
-    expected = subprocess.run([*command, str(tmp_path / "whole")], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    ("game", "sizes", "kills", "most_seconds"),
+    [
+        ("cartpole", (20_000, 6000, 96), KILLS, 0.6),
+        ("minatar", (2000, 2000, 96), max(KILLS // 10, 1), 2.0),
+        ("breakout_of_eight", (2000, 960, 160), max(KILLS // 10, 1), 4.0),
+    ],
+)
+def test_kills_at_random_instants(
+    game: str, sizes: tuple[int, ...], kills: int, most_seconds: float, tmp_path: Path
+) -> None:
+    """
+    One run, killed again and again (often while a checkpoint is written), ends as one that was left alone, and its
+    workers do not outlive it.
+    """
+
+    def command(folder: str) -> list[str]:
+        return [sys.executable, "-c", RUN, str(tmp_path / folder), game, *map(str, sizes)]
+
+    expected = subprocess.run(command("whole"), capture_output=True, text=True, check=True)
     rng = random.Random(0)
     killed = 0
     while True:
-        process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "begins\n"
-        if killed == KILLS:
+        if killed == kills:
             break
-        time.sleep(rng.uniform(0.0, 0.6))
+        workers = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(rng.uniform(0.0, most_seconds))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
+        assert psutil.wait_procs(workers, timeout=20)[1] == []
         killed += 1
     assert process.communicate()[0].split() == expected.stdout.split()[1:]
     assert not list((tmp_path / "killed").glob(".step*"))

@@ -99,16 +99,16 @@ def why_not(env: VecEnv) -> str:
 
 def captured_environments(env: VecEnv) -> Tree:
     """
-    :param env: vectorized environment of which ``why_not`` says nothing
+    :param env: vectorized environment
     :return: its state
-    :raises StateError: if it cannot be read any more
+    :raises StateError: if it cannot be read
     """
+    if reason := why_not(env):
+        raise StateError(reason)
     layers, games = layers_of(env)
     of_games = captured(games.envs) if isinstance(games, DummyVecEnv) else games.env_method("captured_state")
-    for of_game in of_games if isinstance(of_games, list) else ():
-        if "error" in of_game:
-            raise StateError(of_game["error"])
-    return {"layers": [_captured_layer(layer) for layer in layers], "games": of_games}
+    seeds = captured(list(games._seeds))  # of a reset that is still to come
+    return {"layers": [_captured_layer(layer) for layer in layers], "games": of_games, "seeds": seeds}
 
 
 def restore_environments(env: VecEnv, tree: Tree) -> None:
@@ -130,6 +130,7 @@ def restore_environments(env: VecEnv, tree: Tree) -> None:
                 raise StateError(f"environment {i}: {wrong}")
     for layer, of_layer in zip(layers, tree["layers"], strict=True):
         _restore_layer(layer, of_layer)
+    games._seeds = restored(None, tree["seeds"])
 
 
 def _captured_layer(layer: VecEnvWrapper) -> Tree:

@@ -30,7 +30,7 @@ from sb3_per_dqn.checkpoint.state import KIND, Tree
 from sb3_per_dqn.replay.memory import available_memory
 
 FORMAT = "sb3-per-dqn checkpoint"
-VERSION = 1
+VERSION = 2
 LARGE = 2**20  # bytes from which on an array is kept in blocks
 BLOCK = 2**24  # bytes of a block, about
 SPARE_ROWS = 2  # of a ring, that may still have been rewritten after they were counted as written

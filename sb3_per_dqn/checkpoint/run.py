@@ -323,7 +323,8 @@ def _captured_callbacks(outermost: BaseCallback) -> Tree:
         attributes = {}
         for name in _attributes_of(callback):
             with suppress(StateError):
-                attributes[name] = captured(getattr(callback, name))
+                value = getattr(callback, name)
+                attributes[name] = captured_environments(value) if isinstance(value, VecEnv) else captured(value)
         trees.append({"class": type(callback).__qualname__, "attributes": attributes})
     return trees
 
@@ -346,8 +347,13 @@ def _restore_callbacks(outermost: BaseCallback, trees: Tree) -> None:
         return
     for callback, tree in zip(callbacks, trees, strict=True):
         for name, of_attribute in tree["attributes"].items():
-            if name in _attributes_of(callback):
-                setattr(callback, name, restored(getattr(callback, name), of_attribute))
+            if name not in _attributes_of(callback):
+                continue
+            value = getattr(callback, name)
+            if isinstance(value, VecEnv):  # of an evaluation
+                restore_environments(value, of_attribute)
+            else:
+                setattr(callback, name, restored(value, of_attribute))
 
 
 def _fit(model: Any) -> dict[str, str]:
