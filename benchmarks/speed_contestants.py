@@ -139,6 +139,8 @@ def watched_parts(model: Any) -> list[tuple[Any, str, str]]:
         (model, "_train", "forward and loss"),
         (th.Tensor, "backward", "backward"),
         (th.nn.utils, "clip_grad_norm_", "optimizer"),
+        (th.nn.utils, "get_total_norm", "optimizer"),  # ours on a CPU
+        (th.nn.utils, "clip_grads_with_norm_", "optimizer"),
         (model.policy.optimizer, "step", "optimizer"),
         (buffer, "update_priorities", "priorities"),
     ]

@@ -39,7 +39,7 @@ from sb3_per_dqn.replay.prioritized_buffer import (
     check_priority_arguments,
 )
 from sb3_per_dqn.schedules import ScheduleLike, as_schedule
-from sb3_per_dqn.speedups import Speed, Speedups
+from sb3_per_dqn.speedups import Speed, Speedups, clip_gradients
 
 SelfPerDoubleDQN = TypeVar("SelfPerDoubleDQN", bound="PerDoubleDQN")
 
@@ -384,7 +384,7 @@ class PerDoubleDQN(DQN):
 
         self.policy.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        clip_gradients(parameters, self.max_grad_norm)
         self.policy.optimizer.step()
         return loss.detach(), td_errors, q_values, target_q_values
 

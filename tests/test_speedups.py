@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3 import DQN
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_per_dqn import PerDoubleDQN, speedups
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_per_dqn.speedups import FLUSH_INTERVAL, NEGLIGIBLE, Speedups, _in_channels_last
+from sb3_per_dqn.speedups import FLUSH_INTERVAL, NEGLIGIBLE, Speedups, _in_channels_last, clip_gradients
 
 CPU = th.device("cpu")
 VECTOR = spaces.Box(-1, 1, (4,))
@@ -137,6 +139,21 @@ def test_channels_last_leaves_the_weights_in_their_order(policy_class: Any) -> N
     assert vector.size == sum(parameter.numel() for parameter in model.policy.parameters())
 
 
+@given(st.floats(-30, 30), st.sampled_from([1e-3, 0.5, 10.0, np.inf]), st.sampled_from([0.0, 1.0, np.nan, np.inf]))
+def test_gradients_are_clipped_as_torch_does(exponent: float, max_norm: float, extra: float) -> None:
+    """At, above and below the limit, and with what is no number among them."""
+    rng = np.random.default_rng(0)
+    numbers = [np.append(rng.normal(size=n) * 2.0**exponent, extra).astype(np.float32) for n in (5, 3)]
+    ours, theirs = ([nn.Parameter(th.zeros(len(n))) for n in numbers] + [nn.Parameter(th.zeros(2))] for _ in range(2))
+    for parameters in (ours, theirs):  # the last of them has no gradient
+        for parameter, number in zip(parameters, numbers, strict=False):
+            parameter.grad = th.from_numpy(number.copy())
+    clip_gradients(ours, max_norm)
+    th.nn.utils.clip_grad_norm_(theirs, max_norm)
+    for mine, other in zip(ours[:2], theirs[:2], strict=True):
+        np.testing.assert_array_equal(mine.grad, other.grad)
+
+
 def test_images_are_handed_over_in_channels_last_and_nothing_else_changes() -> None:
     images, vectors = th.randint(0, 255, (5, 4, 8, 8), dtype=th.uint8), th.randn(5, 3)
     arranged: Any = Speedups("safe", CPU).arrange({"images": images, "vectors": vectors})
@@ -144,7 +161,7 @@ def test_images_are_handed_over_in_channels_last_and_nothing_else_changes() -> N
     assert not images.is_contiguous(memory_format=th.channels_last)
     assert th.equal(arranged["images"], images)
     assert arranged["vectors"] is vectors
-    assert arranged["images"].dtype == images.dtype
+    assert arranged["images"].dtype == th.float32  # as the networks make them
     of_a_block = th.randint(0, 256, (2, 5, 9, 7), dtype=th.uint8)[:, :-1]  # as replay memory hands them out
     assert th.equal(_in_channels_last(of_a_block), of_a_block)
     assert _in_channels_last(arranged["images"]) is arranged["images"]
