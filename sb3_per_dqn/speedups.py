@@ -110,8 +110,7 @@ class Speedups:
     def arrange(self, observations: PyTorchObs) -> PyTorchObs:
         """
         :param observations: a batch of them
-        :return: the same numbers; images, of shape (batch, channels, height, width), in the wanted memory order, and
-            those of bytes on a CPU as floats
+        :return: the same numbers; images, of shape (batch, channels, height, width), in the wanted memory order
         """
         if not self.channels_last:
             return observations
@@ -222,9 +221,8 @@ def _in_channels_last(part: th.Tensor) -> th.Tensor:
         return part
     if part.dtype != th.uint8 or part.device.type != "cpu":
         return part.contiguous(memory_format=th.channels_last)
-    # of bytes, channel by channel, in 0.34 to 0.45 ms where contiguous() took 0.62 to 1.1 (32 stacks of frames), and at
-    # the same cost as the floats that each network would make of them
-    arranged = th.empty(part.shape, dtype=th.float32, memory_format=th.channels_last)
+    # of bytes, channel by channel, which took 0.34 to 0.45 ms where contiguous() took 0.62 to 1.1 (32 stacks of frames)
+    arranged = th.empty_like(part, memory_format=th.channels_last)
     for channel in range(part.shape[1]):
         arranged[:, channel].copy_(part[:, channel])
     return arranged

@@ -26,7 +26,7 @@ import rl_zoo3.exp_manager
 import rl_zoo3.train
 import rl_zoo3.utils
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, create_test_env, get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback, LogEveryNTimesteps
@@ -48,6 +48,7 @@ from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.plots import draw_learning_curves
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.run_settings import RunSettings
+from sb3_per_dqn.search_space import convert_per_ddqn_params, sample_per_ddqn_params
 from sb3_per_dqn.workers import WorkerVecEnv
 
 EVALUATION_GAMES = 10
@@ -98,18 +99,20 @@ class RunManager(ExperimentManager):
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
         :return: the model and the hyperparameters to save, or ``None`` for an optimization
-        :raises ValueError: for what is wrong with the arguments; no new run folder is left then
+            (no new run folder is left then)
+        :raises ValueError: for what is wrong with the arguments; no new run folder is left then either
         """
         self._check_flags()
         if self.optimize_hyperparameters and self.algo not in HYPERPARAMS_SAMPLER:
             raise ValueError(f"--algo={self.algo}: no sampler for -optimize; known: {', '.join(HYPERPARAMS_SAMPLER)}.")
         is_new = not os.path.exists(self.save_path)
+        result = None
         try:
-            return super().setup_experiment()
-        except BaseException:
-            if is_new:  # an empty run would be the latest, and the one that enjoy looks for
+            result = super().setup_experiment()
+        finally:
+            if result is None and is_new:  # an empty run would be the latest, and the one that enjoy looks for
                 shutil.rmtree(self.save_path, ignore_errors=True)
-            raise
+        return result
 
     def _check_flags(self) -> None:
         lowest = {"n_timesteps": 1, "log_interval": 1, "n_eval_envs": 1, "eval_episodes": 1}
@@ -208,7 +211,7 @@ class RunManager(ExperimentManager):
         """
         :param model: an initialized RL model
         """
-        with self.guard.listening(), ExitStack() as resumed:
+        with self.guard.listening(), ExitStack() as stack:
             if self.checkpoints is not None:
                 self.checkpoints.logs += sorted(Path(self.save_path).glob("*.monitor.csv"))
             if self.settings.resume is not None:
@@ -219,7 +222,8 @@ class RunManager(ExperimentManager):
                 except BaseException:
                     model.get_env().close()  # type: ignore[union-attr]
                     raise
-                resumed.enter_context(_going_on(model))
+            if self.settings.resume is not None or (self.continue_training and isinstance(model, PerDoubleDQN)):
+                stack.enter_context(_going_on(model))
             try:
                 super().learn(model)
             except Exception:
@@ -429,6 +433,7 @@ def arose_in_training(error: BaseException) -> bool:
 def register() -> None:
     """Make the zoo know ``per_ddqn``, and MinAtar where it is installed. Doing it twice is harmless."""
     ALGOS["per_ddqn"] = PerDoubleDQN
+    HYPERPARAMS_SAMPLER["per_ddqn"], HYPERPARAMS_CONVERTER["per_ddqn"] = sample_per_ddqn_params, convert_per_ddqn_params
     # For replay_buffer_class in the YAML, which the zoo evaluates there
     rl_zoo3.exp_manager.DeviceReplayBuffer = DeviceReplayBuffer  # type: ignore[attr-defined]
     rl_zoo3.train.ExperimentManager = RunManager  # type: ignore[attr-defined]

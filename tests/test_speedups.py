@@ -161,7 +161,7 @@ def test_images_are_handed_over_in_channels_last_and_nothing_else_changes() -> N
     assert not images.is_contiguous(memory_format=th.channels_last)
     assert th.equal(arranged["images"], images)
     assert arranged["vectors"] is vectors
-    assert arranged["images"].dtype == th.float32  # as the networks make them
+    assert arranged["images"].dtype == images.dtype
     of_a_block = th.randint(0, 256, (2, 5, 9, 7), dtype=th.uint8)[:, :-1]  # as replay memory hands them out
     assert th.equal(_in_channels_last(of_a_block), of_a_block)
     assert _in_channels_last(arranged["images"]) is arranged["images"]
