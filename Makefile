@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: install breakout minatar test format lint type pytest
+.PHONY: install breakout minatar test format lint type pytest docs
 
 install: $(READY)
 
@@ -34,3 +34,11 @@ type: $(READY)
 
 pytest: $(READY)
 	$(BIN)/python -m pytest
+
+# into site/, from nothing but this folder; any warning ends it (the theme's makers print one about their next product)
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	touch $(VENV)/.docs
