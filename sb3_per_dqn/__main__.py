@@ -13,12 +13,14 @@ training is saved, and can be resumed).
 import argparse
 import difflib
 import importlib
+import os
 import sys
 
 COMMANDS = {
     "train": "train a model; saves it with its learning curves, score and a video",
     "enjoy": "watch a trained model (--no-render prints its scores only)",
     "record_video": "record a video of a trained model",
+    "record_training": "record a video of a model at each of its --save-freq checkpoints",
     "plot_train": "plot training returns",
     "plot_from_file": "plot what all_plots has written",
     "all_plots": "compare runs",
@@ -93,26 +95,35 @@ def with_defaults(command: str, arguments: list[str]) -> list[str]:
     parser.add_argument("--env", default=DEFAULT_ENV)
     parser.add_argument("-f", "--log-folder", "--folder", default="logs")
     parser.add_argument("--gym-packages", nargs="+", default=[])
+    parser.add_argument("-o", "--output-folder")
     given, _ = parser.parse_known_args(arguments)
 
     defaults = ["--algo", given.algo, "--env", given.env, "-f", given.log_folder]
-    is_atari = _is_atari(given.env, given.gym_packages)
+    is_atari = _is_atari(given.algo, given.env, given.gym_packages)
     if command == "train":
         defaults += ["-tb", f"{given.log_folder}/tensorboard"]
         defaults += ["--vec-env", "subproc", "-P"] if is_atari else []
     elif is_atari and given.algo == "per_ddqn":
         defaults += ["--deterministic"]  # our evaluation mode brings its own random actions
+    if command == "record_training":
+        # Not among a run's videos, its own default, as it deletes what is there. Its ffmpeg wants an absolute path
+        folder = given.output_folder or f"{given.log_folder}/videos/{given.env.replace('/', '-')}"
+        arguments = [*arguments, "-o", os.path.abspath(folder)]
     if {"-h", "--help"} & set(arguments):
         print(f"defaults: {' '.join(defaults)}\n")
     return defaults + arguments
 
 
-def _is_atari(env_id: str, gym_packages: list[str]) -> bool:
-    from sb3_per_dqn import zoo
+def _is_atari(algo: str, env_id: str, gym_packages: list[str]) -> bool:
+    from rl_zoo3.utils import ALGOS
 
+    from sb3_per_dqn import zoo
+    from sb3_per_dqn.checks import check_algo, check_env_id
+
+    check_algo(algo, ALGOS)
     for package in gym_packages:
         importlib.import_module(package)
-    zoo.check_env_id(env_id)
+    check_env_id(env_id)
     return zoo.RunManager.is_atari(env_id)
 
 

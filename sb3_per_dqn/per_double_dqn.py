@@ -2,17 +2,15 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from io import BufferedIOBase
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import DQN, HerReplayBuffer
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
@@ -32,6 +30,7 @@ from torch.nn import functional as F
 
 from sb3_per_dqn.cuda_graph import RecordedStep
 from sb3_per_dqn.overlap import OverlappedVecEnv
+from sb3_per_dqn.persistence import PersistentDQN
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.replay.prioritized_buffer import (
@@ -44,7 +43,7 @@ from sb3_per_dqn.speedups import Speed, Speedups, clip_gradients
 SelfPerDoubleDQN = TypeVar("SelfPerDoubleDQN", bound="PerDoubleDQN")
 
 
-class PerDoubleDQN(DQN):
+class PerDoubleDQN(PersistentDQN):
     """
     Deep Q-Network with Double-Q targets, proportional prioritized replay and a dueling network.
 
@@ -146,6 +145,11 @@ class PerDoubleDQN(DQN):
             self.exploration_schedule = as_schedule(self.exploration, "exploration")
 
     def _check_arguments(self) -> None:
+        if not issubclass(self.policy_class, DQNPolicy):  # a class that was given, or that a loaded file names
+            raise ValueError(
+                f"policy={self.policy_class.__name__} is no policy of DQN, but one of another algorithm: choose "
+                f"{', '.join(self.policy_aliases)}, or a subclass of one of them."
+            )
         check_priority_arguments(
             self.prioritized_replay_alpha, self.prioritized_replay_eps, prefix="prioritized_replay_"
         )
@@ -454,62 +458,6 @@ class PerDoubleDQN(DQN):
             "Check the rewards; a smaller learning_rate or max_grad_norm may help."
         )
 
-    def save(
-        self,
-        path: str | Path | BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save all the attributes of the object and the model parameters in a zip-file: wholly, or what was there stays.
-
-        :param path: path to the file where the rl agent should be saved
-        :param exclude: name of parameters that should be excluded in addition to the default ones
-        :param include: name of parameters that might be excluded but should be included anyway
-        """
-        if isinstance(path, BufferedIOBase) or Path(path).is_dir():
-            super().save(path, exclude, include)
-            return
-        path = Path(path) if Path(path).suffix else Path(f"{path}.zip")  # as SB3 names it
-        beside = path.with_name(f".{path.name}")
-        try:
-            super().save(beside, exclude, include)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-
-    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
-        """
-        Load a replay buffer from a pickle file (which may run code: load only what you trust).
-
-        :param path: path to the file, or an open file
-        :param truncate_last_traj: as in SB3, for ``HerReplayBuffer``
-        :raises ValueError: if the buffer's environments, observations or actions are not the model's
-        """
-        before = self.replay_buffer
-        super().load_replay_buffer(path, truncate_last_traj)
-        buffer: Any = self.replay_buffer
-        if buffer.n_envs != self.n_envs:
-            self.replay_buffer = before
-            raise ValueError(f"path={path}: a buffer of {buffer.n_envs} environments, and the model has {self.n_envs}.")
-        for mine, other in (
-            (self.observation_space, buffer.observation_space),
-            (self.action_space, buffer.action_space),
-        ):
-            if not _is_alike(mine, other):
-                self.replay_buffer = before
-                raise ValueError(f"path={path}: a buffer for {other}, and the model has {mine}.")
-        if isinstance(buffer, DeviceReplayBuffer):
-            buffer.to(self.device)
-        if isinstance(buffer, PrioritizedReplayBuffer):
-            buffer.end_segments()  # what the environments do next does not follow what is stored
-        names = ("buffer_size", "handle_timeout_termination", "alpha", "eps", "n_steps", "gamma")
-        theirs = {name: getattr(buffer, name, None) for name in names if hasattr(before, name)}
-        other = [f"{name}={value}" for name, value in theirs.items() if value != getattr(before, name)]
-        if type(buffer) is not type(before) or other:
-            kept = ", ".join([type(buffer).__name__, *other])
-            warnings.warn(f"The loaded replay buffer differs from the model's: it stays {kept}.", stacklevel=2)
-
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
@@ -569,16 +517,3 @@ class PerDoubleDQN(DQN):
         finally:
             self._deferring, self._overlapped = False, None
         return self
-
-
-def _is_alike(space: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
-    """
-    :param space: of observations or actions
-    :param other: likewise
-    :return: whether what is in the one is of the shape and dtype of what is in the other
-    """
-    if isinstance(space, spaces.Dict) and isinstance(other, spaces.Dict):
-        return space.keys() == other.keys() and all(_is_alike(space[key], other[key]) for key in space)
-    if isinstance(space, spaces.Box) and isinstance(other, spaces.Box):
-        return space.shape == other.shape and space.dtype == other.dtype
-    return bool(space == other)

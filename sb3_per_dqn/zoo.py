@@ -5,19 +5,19 @@ The zoo has no hook for plugins. The algorithm goes into its dictionary, and one
 ``ExperimentManager`` takes that class's place; environments for watching a model are put into evaluation mode.
 """
 
-import difflib
 import importlib
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -25,6 +25,7 @@ import numpy as np
 import rl_zoo3.exp_manager
 import rl_zoo3.train
 import rl_zoo3.utils
+from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, create_test_env, get_wrapper_class
@@ -43,6 +44,7 @@ from stable_baselines3.common.vec_env import (
 from sb3_per_dqn.atari import AtariGameWrapper, check_atari_id, make_atari_vec_env
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.checkpoint import RunCheckpoints
+from sb3_per_dqn.checks import check_keys, check_kwargs, check_writable, warn_of_early_joints
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.plots import draw_learning_curves
@@ -120,6 +122,17 @@ class RunManager(ExperimentManager):
             if name in lowest and value < lowest[name] and value not in (-1, -2):  # the zoo's words for "not given"
                 raise ValueError(f"--{name.replace('_', '-')}={value} must be {lowest[name]} or more.")
 
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        :return: hyperparameters, and those to save
+        :raises ValueError: if there is no such file, or nothing reads one of its keys
+        """
+        if self.config.endswith((".yml", ".yaml", ".py")) and not os.path.isfile(self.config):
+            raise ValueError(f"--conf-file={self.config}: there is no such file.")
+        hyperparams, saved = super().read_hyperparameters()
+        check_keys(hyperparams, ALGOS[self.algo], length_is_given=self.n_timesteps > 0)
+        return hyperparams, saved
+
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         self.emulators = hyperparams.pop("emulators", "processes")
         if self.emulators != "processes":
@@ -133,6 +146,7 @@ class RunManager(ExperimentManager):
         self.deterministic_eval = self.deterministic_eval or evaluation is not hyperparams
         processed = super()._preprocess_hyperparams(hyperparams)
         self.model_arguments = processed[0]
+        check_kwargs(self.model_arguments, ALGOS[self.algo])
         return processed
 
     def create_log_folder(self) -> None:
@@ -151,6 +165,11 @@ class RunManager(ExperimentManager):
         with _replaced(self, vec_env_class=DummyVecEnv, verbose=0):
             env = self.create_envs(1, no_log=True)
         with closing(env):
+            if self.algo == "per_ddqn" and not isinstance(env.action_space, spaces.Discrete):
+                raise ValueError(
+                    f"--env={self.env_name.gym_id}: its actions are {env.action_space}, and PerDoubleDQN needs "
+                    "Discrete ones: make them so by an env_wrapper, or choose another --algo."
+                )
             if not self.continue_training and not self.optimize_hyperparameters:
                 arguments = self._preprocess_action_noise(deepcopy(self.model_arguments), {}, env)
                 model = ALGOS[self.algo](env=env, seed=self.seed, device=self.device, **arguments)
@@ -361,53 +380,11 @@ def create_evaluation_env(env_id: str, *args: Any, **kwargs: Any) -> VecEnv:
     return create_test_env(env_id, *args, **kwargs)
 
 
-def warn_of_early_joints(model: PerDoubleDQN, n_timesteps: int) -> None:
-    """
-    Epsilon's joints are fractions of the run, and the warm-up is a number of steps: in a run much shorter than the one
-    they were made for, exploration may be over before learning begins.
-
-    :param model: an initialized model
-    :param n_timesteps: length of the run
-    """
-    at_start = model.exploration_schedule(1.0)
-    at_first_update = model.exploration_schedule(1.0 - min(model.learning_starts / n_timesteps, 1.0))
-    if at_first_update < 0.5 * at_start:
-        warnings.warn(
-            f"epsilon is down from {at_start:.3g} to {at_first_update:.3g} when learning starts, at step "
-            f"{model.learning_starts} of {n_timesteps}: a run of this length needs its own endpoints.",
-            stacklevel=2,
-        )
-
-
-def check_env_id(env_id: str) -> None:
-    """
-    :param env_id: id of an environment
-    :raises ValueError: if gymnasium does not know it, with the nearest ids that it knows
-    :raises ModuleNotFoundError: for a MinAtar id without the ``minatar`` package
-    """
-    if env_id.startswith("MinAtar/"):
-        register_minatar()
-    if env_id not in gym.registry:
-        near = difflib.get_close_matches(env_id, gym.registry, n=3)
-        raise ValueError(f"--env={env_id!r} is not known to gymnasium. Did you mean {', '.join(near) or 'another'}?")
-
-
-def check_writable(folder: str) -> None:
-    """
-    :param folder: where something is going to be written; need not exist
-    :raises ValueError: if it could not be made or written in
-    """
-    path = Path(folder).absolute()
-    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"output folder {folder!r}: cannot write in {nearest}; choose another with -f (and -tb).")
-
-
 def run_command(command: str, arguments: list[str], settings: RunSettings | None = None) -> None:
     """
     Run one of the zoo's commands on the arguments given.
 
-    :param command: ``train``, ``enjoy``, ``record_video``, or one of ``rl_zoo3.plots``
+    :param command: ``train``, ``enjoy``, ``record_video``, ``record_training``, or one of ``rl_zoo3.plots``
     :param arguments: the command's arguments
     :param settings: of ``train``, which the zoo knows nothing of
     """
@@ -415,10 +392,32 @@ def run_command(command: str, arguments: list[str], settings: RunSettings | None
     sys.argv = [f"sb3-per-dqn {command}", *arguments]
     if command == "train":
         rl_zoo3.train.train()
-    elif command in ("enjoy", "record_video"):
-        runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
+    elif command in ("enjoy", "record_video", "record_training"):
+        with _tools_of_record_training():
+            runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
     else:
         getattr(importlib.import_module("rl_zoo3.plots"), command)()
+
+
+@contextmanager
+def _tools_of_record_training() -> Iterator[None]:
+    """It calls ``python -m rl_zoo3.record_video``, which knows nothing of us, and an ffmpeg that need not be there."""
+    call = subprocess.call
+
+    def call_ours(command: Any, *args: Any, **kwargs: Any) -> int:
+        if list(command[:3]) == ["python", "-m", "rl_zoo3.record_video"]:
+            command = [sys.executable, "-m", "sb3_per_dqn", "record_video", *command[3:]]
+        return call(command, *args, **kwargs)
+
+    path = os.environ["PATH"]
+    with _replaced(subprocess, call=call_ours), TemporaryDirectory() as folder:
+        if shutil.which("ffmpeg") is None:
+            os.symlink(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe(), Path(folder) / "ffmpeg")
+        os.environ["PATH"] = os.pathsep.join([path, folder])
+        try:
+            yield
+        finally:
+            os.environ["PATH"] = path
 
 
 def arose_in_training(error: BaseException) -> bool:

@@ -5,11 +5,13 @@ import csv
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rl_zoo3.exp_manager import ExperimentManager
-from stable_baselines3 import DQN
+from sb3_contrib import QRDQN
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.monitor import load_results
 
 from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, atari, zoo
 from sb3_per_dqn.__main__ import COMMANDS, main, with_defaults
+from sb3_per_dqn.checks import warn_of_early_joints
 from sb3_per_dqn.plots import draw_learning_curves, read_columns, running_mean
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
@@ -90,6 +94,7 @@ def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Trained through ``python -m``, in workers."""
     logs = tmp_path_factory.mktemp("cartpole")
     arguments = ["train", *SHORT_CARTPOLE, "-f", str(logs), "--vec-env", "subproc", "--eval-freq", "200"]
+    arguments += ["--save-freq", "400"]
     done = subprocess.run(
         [sys.executable, "-m", "sb3_per_dqn", *arguments, *CARTPOLE_PARAMS], capture_output=True, text=True, timeout=300
     )
@@ -194,6 +199,21 @@ class TestTraining:
         assert (lengths >= 290).all()
         assert (lengths <= 304).all()
 
+    def test_a_trained_model_goes_on(self, cartpole: Run, tmp_path: Path) -> None:
+        """As one that had not stopped: no other start of epsilon, and steps are counted on."""
+        trained = cartpole.folder / "CartPole-v1.zip"
+        run = run_main(
+            "train", *SHORT_CARTPOLE, *CARTPOLE_PARAMS, "-i", str(trained), logs=tmp_path, env_id="CartPole-v1"
+        )
+        assert run.status == 0, run.err
+        before, after = PerDoubleDQN.load(trained), PerDoubleDQN.load(run.folder / "CartPole-v1.zip")
+        assert after.num_timesteps == before.num_timesteps + 400
+        assert after._n_updates > before._n_updates
+        logged = read_columns(run.folder / "progress.csv")
+        assert min(logged["time/total_timesteps"]) > before.num_timesteps
+        epsilon = logged["rollout/exploration_rate"]
+        assert set(epsilon[~np.isnan(epsilon)]) == {before.exploration_rate}
+
     def test_dqn_through_our_manager_is_the_zoos_own_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = [*SHORT_CARTPOLE, "--algo", "dqn", "--eval-freq", "-1"]
         ours = run_main("train", *arguments, *CARTPOLE_PARAMS, logs=tmp_path / "ours")
@@ -241,6 +261,31 @@ class TestWatching:
         monkeypatch.setenv("MPLBACKEND", "agg")
         run = run_main("plot_train", "-e", trained.env_id, logs=trained.logs)
         assert run.status == 0, run.err
+
+    def test_record_training(self, cartpole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A checkpoint, the last model and the best one; the run's own videos stay."""
+        monkeypatch.chdir(tmp_path)  # to which the folder is relative
+        before = sorted((cartpole.folder / "videos").iterdir())
+        run = run_main("record_training", "--env", "CartPole-v1", "-n", "20", "-o", "videos", logs=cartpole.logs)
+        assert run.status == 0, run.err
+        parts = [frames(path) for path in (tmp_path / "videos").glob("*-per_ddqn-*.mp4")]
+        assert len(parts) == 3
+        assert frames(tmp_path / "videos" / "training.mp4") == sum(parts) > 0
+        assert sorted((cartpole.folder / "videos").iterdir()) == before
+
+    def test_all_plots_and_plot_from_file(self, cartpole: Run, tmp_path: Path) -> None:
+        for number in (1, 2):  # plot_from_file wants several
+            folder = tmp_path / "logs" / "per_ddqn" / f"CartPole-v1_{number}"
+            folder.mkdir(parents=True)
+            shutil.copy(cartpole.folder / "evaluations.npz", folder)
+        data = tmp_path / "data"
+        run = run_main("all_plots", "-e", "CartPole-v1", "-o", str(data), "--no-display", logs=tmp_path / "logs")
+        assert run.status == 0, run.err
+        scores = np.load(cartpole.folder / "evaluations.npz")["results"]
+        assert f"{scores[-1].mean():.0f}" in run.out  # the zoo's table
+        run = run_main("plot_from_file", "-i", str(data), "-o", str(tmp_path / "curves.png"), "--format", "png")
+        assert run.status == 0, run.err
+        assert cv2.imread(str(tmp_path / "curves.png")).shape[2] == 3
 
     @pytest.mark.parametrize("wrapper", [{}, {"terminal_on_life_loss": True, "screen_size": 84}])
     def test_test_environments_are_in_evaluation_mode(self, wrapper: dict[str, Any]) -> None:
@@ -334,10 +379,16 @@ class TestBadInput:
             (["train", "--env", "CartPole-v1", "-params", "gamma:float('nan')"], ["gamma", "nan"]),
             (["train", "--env", "CartPole-v1", "-params", "buffer_size:10"], ["buffer_size=10", "batch_size"]),
             (["train", "--env", "CartPole-v1", "-params", "n_envs:0"], ["n_envs=0"]),
-            (["train", "--env", "CartPole-v1", "-params", "no_such_argument:1"], ["no_such_argument"]),
+            (["train", "--env", "CartPole-v1", "-params", "no_such_argument:1"], ["no_such_argument", "known are"]),
+            (["train", "--env", "CartPole-v1", "-params", "bufer_size:1"], ["bufer_size", "buffer_size?"]),
+            (["train", "--env", "CartPole-v1", "-params", "n_env:1"], ["n_env", "n_envs?"]),
+            (["train", "--env", "CartPole-v1", "-params", "policy_kwargs:{'duelling':1}"], ["duelling", "dueling?"]),
+            (["train", "--env", "CartPole-v1", "-params", "replay_buffer_kwargs:{'alfa':1}"], ["alfa", "alpha?"]),
+            (["train", "--env", "CartPole-v1", "--algo", "per_dqn"], ["per_dqn", "per_ddqn?"]),
+            (["enjoy", "--env", "CartPole-v1", "--algo", "perdqn"], ["perdqn", "per_ddqn?"]),
             (["train", "-params", "n_envs:2", "exploration:[[0.5,1],[0,0]]"], ["exploration", "(0.0, 0.0)"]),
             (["train", "--env", "CartPole-v1", "-conf", "no_such_file.yml"], ["no_such_file.yml"]),
-            (["train", "--env", "CartPole-v1", "-optimize"], ["-optimize", "per_ddqn"]),
+            (["train", "--env", "CartPole-v1", "-optimize", "--algo", "crossq"], ["-optimize", "crossq"]),
             (["train", "--env", "CartPole-v1", "-n", "0"], ["--n-timesteps=0"]),
             (["train", "--env", "CartPole-v1", "-n", "-5"], ["--n-timesteps=-5"]),
             (["train", "--env", "CartPole-v1", "--log-interval", "0"], ["--log-interval=0"]),
@@ -353,6 +404,30 @@ class TestBadInput:
         run = run_main(*arguments, logs=tmp_path / "logs")
         _assert_one_line(run, *words)
         assert not (tmp_path / "logs").exists()
+
+    def test_a_length_that_is_missing(self, tmp_path: Path) -> None:
+        (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
+        run = run_main("train", "--env", "CartPole-v1", "-conf", str(tmp_path / "conf.yml"), logs=tmp_path / "logs")
+        _assert_one_line(run, "n_timesteps is missing")
+
+    @pytest.mark.parametrize(
+        ("make", "words"),
+        [
+            (lambda file: PPO("MlpPolicy", "CartPole-v1").save(file), ["ActorCriticPolicy", "another algorithm"]),
+            (lambda file: QRDQN("MlpPolicy", "CartPole-v1").save(file), ["QRDQNPolicy", "another algorithm"]),
+            (lambda file: file.write_text("no zip"), ["not a zip file", "no model"]),
+            (lambda file: _save_with_a_bit_flipped(file), ["policy.pth", "damaged"]),
+            (lambda file: PerDoubleDQN("MlpPolicy", "Acrobot-v1").save(file), ["Observation spaces do not match"]),
+        ],
+        ids=["PPO", "QRDQN", "text", "bit", "environment"],
+    )
+    def test_a_model_that_cannot_go_on(
+        self, make: Callable[[Path], Any], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make(tmp_path / "Acrobot.zip")
+        run = run_main("train", *SHORT_CARTPOLE, "-i", str(tmp_path / "Acrobot.zip"), logs=tmp_path / "logs")
+        _assert_one_line(run, *words)
+        assert not list((tmp_path / "logs" / "per_ddqn").glob("CartPole*"))
 
     @pytest.mark.parametrize("flag", ["-f", "--log-folder", "-tb"])
     @pytest.mark.parametrize("env_id", ["CartPole-v1", BREAKOUT])
@@ -384,7 +459,7 @@ class TestBadInput:
     def test_a_run_too_short_for_its_joints_is_warned_of(self) -> None:
         model = PerDoubleDQN("MlpPolicy", "CartPole-v1", learning_starts=16383, exploration=[[0, 1], [0.5, 0.01]])
         with pytest.warns(UserWarning, match=r"epsilon is down from 1 to 0\.01 when learning starts, at step 16383"):
-            zoo.warn_of_early_joints(model, 20_000)
+            warn_of_early_joints(model, 20_000)
 
     def test_an_error_of_training_itself_keeps_its_traceback(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -498,6 +573,14 @@ def _assert_one_line(run: Run, *words: str) -> None:
     assert line.startswith("sb3-per-dqn: error: ")
     for word in words:
         assert word in line
+
+
+def _save_with_a_bit_flipped(file: Path) -> None:
+    PerDoubleDQN("MlpPolicy", "CartPole-v1").save(file)
+    data = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        data[archive.getinfo("policy.pth").header_offset + 5000] ^= 1  # within the weights
+    file.write_bytes(data)
 
 
 def _no_worker(*_: Any, **__: Any) -> None:

@@ -1,0 +1,131 @@
+"""What is wrong with a run's arguments, found before anything is started or written, and the way out."""
+
+import difflib
+import inspect
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_per_dqn.minatar import register_minatar
+from sb3_per_dqn.per_double_dqn import PerDoubleDQN
+from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
+
+# What rl-zoo3 reads beside an algorithm's arguments, and what we do
+ZOO_KEYS = {
+    *("n_timesteps", "n_envs", "env_wrapper", "vec_env_wrapper", "frame_stack", "normalize", "callback"),
+    *("monitor_kwargs", "env_kwargs", "noise_type", "noise_std"),
+}
+OUR_KEYS = {"emulators", "worker_restarts"}
+
+
+def check_algo(algo: str, known: Iterable[str]) -> None:
+    """
+    :param algo: name of an algorithm
+    :param known: to the zoo
+    :raises ValueError: if it is none of these, with the nearest one
+    """
+    if algo not in known:
+        raise ValueError(f"--algo={algo!r} is not known to rl-zoo3; {_hint(algo, known)}")
+
+
+def check_env_id(env_id: str) -> None:
+    """
+    :param env_id: id of an environment
+    :raises ValueError: if gymnasium does not know it, with the nearest ids that it knows
+    :raises ModuleNotFoundError: for a MinAtar id without the ``minatar`` package
+    """
+    if env_id.startswith("MinAtar/"):
+        register_minatar()
+    if env_id not in gym.registry:
+        near = difflib.get_close_matches(env_id, gym.registry, n=3)
+        raise ValueError(f"--env={env_id!r} is not known to gymnasium. Did you mean {', '.join(near) or 'another'}?")
+
+
+def check_writable(folder: str) -> None:
+    """
+    :param folder: where something is going to be written; need not exist
+    :raises ValueError: if it could not be made or written in
+    """
+    path = Path(folder).absolute()
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"output folder {folder!r}: cannot write in {nearest}; choose another with -f (and -tb).")
+
+
+def warn_of_early_joints(model: PerDoubleDQN, n_timesteps: int) -> None:
+    """
+    Epsilon's joints are fractions of the run, and the warm-up is a number of steps: in a run much shorter than the one
+    they were made for, exploration may be over before learning begins.
+
+    :param model: an initialized model
+    :param n_timesteps: length of the run
+    """
+    at_start = model.exploration_schedule(1.0)
+    at_first_update = model.exploration_schedule(1.0 - min(model.learning_starts / n_timesteps, 1.0))
+    if at_first_update < 0.5 * at_start:
+        warnings.warn(
+            f"epsilon is down from {at_start:.3g} to {at_first_update:.3g} when learning starts, at step "
+            f"{model.learning_starts} of {n_timesteps}: a run of this length needs its own endpoints.",
+            stacklevel=2,
+        )
+
+
+def check_keys(hyperparams: dict[str, Any], algorithm: type[BaseAlgorithm], length_is_given: bool) -> None:
+    """
+    :param hyperparams: of one environment, as in the zoo's YAML
+    :param algorithm: which they are for
+    :param length_is_given: on the command line
+    :raises ValueError: for a key that nothing reads, and for one that is missing
+    """
+    needed = {"policy"} if length_is_given else {"policy", "n_timesteps"}
+    _check(hyperparams, ZOO_KEYS | OUR_KEYS | arguments_of(algorithm), "hyperparameters")
+    for name in sorted(needed - hyperparams.keys()):
+        raise ValueError(f"hyperparameters: {name} is missing (there are {', '.join(sorted(hyperparams))}).")
+
+
+def check_kwargs(arguments: dict[str, Any], algorithm: type[BaseAlgorithm]) -> None:
+    """
+    :param arguments: of the algorithm
+    :param algorithm: which they are for
+    :raises ValueError: for a key of ``policy_kwargs`` or ``replay_buffer_kwargs`` that nothing reads
+    """
+    policy = algorithm.policy_aliases.get(arguments["policy"], arguments["policy"])
+    if inspect.isclass(policy):
+        _check(arguments.get("policy_kwargs") or {}, arguments_of(policy), "policy_kwargs")
+    buffer = arguments.get("replay_buffer_class") or PrioritizedReplayBuffer
+    _check(arguments.get("replay_buffer_kwargs") or {}, arguments_of(buffer), "replay_buffer_kwargs")
+
+
+def arguments_of(kind: type[Any]) -> set[str]:
+    """
+    :param kind: a class, whose constructor may hand arguments on to those of its bases
+    :return: names of the constructor's arguments
+    """
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {parameter.name for parameter in parameters if parameter.kind not in _STARRED}
+        if not any(parameter.kind in _STARRED for parameter in parameters):
+            break
+    return names - {"self"}
+
+
+_STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _check(given: Iterable[str], known: set[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{what}: nothing reads {name!r}; {_hint(str(name), known)}")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}."

@@ -1,0 +1,109 @@
+"""Models and replay buffers in SB3's files: written wholly or not at all, and refused where they do not fit."""
+
+import warnings
+import zipfile
+from collections.abc import Iterable
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gymnasium import spaces
+from stable_baselines3 import DQN
+
+from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
+from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
+
+SelfPersistentDQN = TypeVar("SelfPersistentDQN", bound="PersistentDQN")
+
+
+class PersistentDQN(DQN):
+    """SB3's ``DQN`` with safer files."""
+
+    def save(
+        self,
+        path: str | Path | BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file: wholly, or what was there stays.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        if isinstance(path, BufferedIOBase) or Path(path).is_dir():
+            super().save(path, exclude, include)
+            return
+        path = Path(path) if Path(path).suffix else Path(f"{path}.zip")  # as SB3 names it
+        beside = path.with_name(f".{path.name}")
+        try:
+            super().save(beside, exclude, include)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(
+        cls: type[SelfPersistentDQN], path: str | Path | BufferedIOBase, *args: Any, **kwargs: Any
+    ) -> SelfPersistentDQN:
+        """
+        Load the model from a zip-file (which may run code: load only what you trust).
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param args: further arguments of SB3's method
+        :param kwargs: further arguments of SB3's method
+        :return: new model instance with loaded parameters
+        :raises ValueError: if the file is damaged, or of an algorithm that is no ``DQN``
+        """
+        try:
+            return super().load(path, *args, **kwargs)
+        except ValueError as error:
+            if isinstance(error.__cause__, zipfile.BadZipFile):  # of which SB3 says that it is no zip-file
+                raise ValueError(f"path={path}: {error.__cause__}: the file is damaged, or no model.") from error
+            raise
+
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file (which may run code: load only what you trust).
+
+        :param path: path to the file, or an open file
+        :param truncate_last_traj: as in SB3, for ``HerReplayBuffer``
+        :raises ValueError: if the buffer's environments, observations or actions are not the model's
+        """
+        before = self.replay_buffer
+        super().load_replay_buffer(path, truncate_last_traj)
+        buffer: Any = self.replay_buffer
+        if buffer.n_envs != self.n_envs:
+            self.replay_buffer = before
+            raise ValueError(f"path={path}: a buffer of {buffer.n_envs} environments, and the model has {self.n_envs}.")
+        for mine, other in (
+            (self.observation_space, buffer.observation_space),
+            (self.action_space, buffer.action_space),
+        ):
+            if not _is_alike(mine, other):
+                self.replay_buffer = before
+                raise ValueError(f"path={path}: a buffer for {other}, and the model has {mine}.")
+        if isinstance(buffer, DeviceReplayBuffer):
+            buffer.to(self.device)
+        if isinstance(buffer, PrioritizedReplayBuffer):
+            buffer.end_segments()  # what the environments do next does not follow what is stored
+        names = ("buffer_size", "handle_timeout_termination", "alpha", "eps", "n_steps", "gamma")
+        theirs = {name: getattr(buffer, name, None) for name in names if hasattr(before, name)}
+        other = [f"{name}={value}" for name, value in theirs.items() if value != getattr(before, name)]
+        if type(buffer) is not type(before) or other:
+            kept = ", ".join([type(buffer).__name__, *other])
+            warnings.warn(f"The loaded replay buffer differs from the model's: it stays {kept}.", stacklevel=2)
+
+
+def _is_alike(space: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
+    """
+    :param space: of observations or actions
+    :param other: likewise
+    :return: whether what is in the one is of the shape and dtype of what is in the other
+    """
+    if isinstance(space, spaces.Dict) and isinstance(other, spaces.Dict):
+        return space.keys() == other.keys() and all(_is_alike(space[key], other[key]) for key in space)
+    if isinstance(space, spaces.Box) and isinstance(other, spaces.Box):
+        return space.shape == other.shape and space.dtype == other.dtype
+    return bool(space == other)
