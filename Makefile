@@ -10,7 +10,7 @@ install: $(READY)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[minatar,tests]"
+	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $(READY)
 
 breakout: $(READY) # real Breakout for ten minutes, then score, plot and video

@@ -1,11 +1,15 @@
 """Double, dueling, prioritized DQN for Stable-Baselines3."""
 
-from sb3_per_dqn.atari import make_atari_vec_env
+from typing import TYPE_CHECKING, Any
+
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
 from sb3_per_dqn.schedules import PiecewiseSchedule
+
+if TYPE_CHECKING:
+    from sb3_per_dqn.atari import make_atari_vec_env
 
 __version__ = "0.1.0"
 
@@ -20,3 +24,11 @@ __all__ = [
     "__version__",
     "make_atari_vec_env",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "make_atari_vec_env":  # when it is asked for: Atari's emulators are an extra
+        from sb3_per_dqn.atari import make_atari_vec_env
+
+        return make_atari_vec_env
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

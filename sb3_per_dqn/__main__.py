@@ -61,10 +61,13 @@ def run(command: str, arguments: list[str]) -> int:
     :return: exit status
     """
     # Not at the top: worker processes import this module, and need nothing of the zoo
-    from sb3_per_dqn import zoo
     from sb3_per_dqn.checkpoint import CheckpointError
     from sb3_per_dqn.run_settings import RunSettings, parse_settings, settings_help
 
+    try:
+        from sb3_per_dqn import zoo
+    except ModuleNotFoundError as error:
+        return fail(f"the command line needs {str(error.name).split('.')[0]}: pip install 'sb3-per-dqn[zoo]'")
     try:
         settings = RunSettings()
         if command == "train":

@@ -6,7 +6,6 @@ import tempfile
 from contextlib import closing
 from typing import Any
 
-import ale_py
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.atari_wrappers import AtariWrapper
@@ -16,6 +15,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_per_dqn.checkpoint.state import handle
 from sb3_per_dqn.workers import WorkerVecEnv
+
+try:
+    import ale_py
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("Atari games need ale-py: pip install 'sb3-per-dqn[atari]'", name="ale_py") from error
 
 gym.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # AtariEnv does so too, but after the banner
