@@ -19,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 import yaml
+from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import get_class_by_name, get_wrapper_class
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -66,6 +67,7 @@ def make_env(env_id: str, settings: dict[str, Any], n_envs: int, seed: int, eval
 def make_model(algo: str, env: VecEnv, settings: dict[str, Any], seed: int) -> BaseAlgorithm:
     arguments = {key: value for key, value in settings.items() if key not in NOT_FOR_THE_MODEL}
     arguments["policy_kwargs"] = eval(arguments.get("policy_kwargs", "{}"))  # as the zoo reads them
+    arguments = ExperimentManager._preprocess_schedules(arguments)
     if "." in arguments["policy"]:
         arguments["policy"] = get_class_by_name(arguments["policy"])
     if algo == "per_ddqn":
@@ -75,7 +77,8 @@ def make_model(algo: str, env: VecEnv, settings: dict[str, Any], seed: int) -> B
     if arguments["policy"] not in DQN.policy_aliases:
         arguments["policy_kwargs"]["dueling"] = False
     model = DQN(env=env, seed=seed, **{key: value for key, value in arguments.items() if key not in OURS_ALONE})
-    model.exploration_schedule = PiecewiseSchedule(arguments["exploration"])
+    if "exploration" in arguments:
+        model.exploration_schedule = PiecewiseSchedule(arguments["exploration"])
     return model
 
 
@@ -102,7 +105,7 @@ def main() -> None:
     settings |= {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in args.set)}
     algo = ", ".join([args.algo, *args.set])
     n_timesteps = args.n_timesteps or int(settings["n_timesteps"])
-    env = make_env(args.env, settings, settings["n_envs"], args.seed, evaluation=False)
+    env = make_env(args.env, settings, settings.get("n_envs", 1), args.seed, evaluation=False)
     model = make_model(args.algo, env, settings, args.seed)
     log = EpisodeLog()
     started = time.monotonic()
