@@ -36,7 +36,8 @@ class RunSettings:
         # The zoo adds the environment to the folder; without one there are no curves
         curves = manager.tensorboard_log and str(Path(manager.tensorboard_log).absolute().parent)
         fixed = ["--seed", str(manager.seed), "-tb", curves or ""]
-        run = {"arguments": [*self.arguments, *fixed], "every": self.every}
+        every = 0 if manager.checkpoints is None else self.every  # of SB3's algorithms there are none
+        run = {"arguments": [*self.arguments, *fixed], "every": every}
         (folder / RUN_FILE).write_text(json.dumps(run, indent=1))
 
 
@@ -82,6 +83,8 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"--resume {ours.resume}: {file} is damaged.") from None
     if every < 1:
-        raise CheckpointError(f"--resume {ours.resume}: the run was made with --checkpoint-every 0.")
+        raise CheckpointError(
+            f"--resume {ours.resume}: the run has no checkpoints (--checkpoint-every 0, or another --algo)."
+        )
     arguments = [*arguments, "--conf-file", str(ours.resume / CONF_FILE)]
     return RunSettings(every, ours.resume, arguments), arguments

@@ -4,9 +4,10 @@ import signal
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 from sb3_per_dqn.checkpoint.environments import StatefulEnv
@@ -73,6 +74,8 @@ class WorkerVecEnv(SubprocVecEnv):
             message = self._what_happened()
             self.close()
             raise WorkerError(message) from error
+        # Python ends what children are left with SIGTERM, which these ignore, and would wait for them for ever
+        Finalize(self, _kill, args=(self.processes,), exitpriority=10)
 
     def _report(self, worker: int) -> Path:
         return Path(self._reports.name) / f"{worker}.txt"
@@ -112,15 +115,20 @@ class WorkerVecEnv(SubprocVecEnv):
     def _answer(self, worker: int) -> Any:
         while True:
             try:
-                if self.remotes[worker].poll(self.timeout):
-                    return self.remotes[worker].recv()
-                message = f"Worker {worker} has not answered for {self.timeout:g} seconds: it hangs."
+                return self._received(worker)
+            except WorkerError as error:
+                message = str(error)
             except (EOFError, OSError):
                 message = self._what_became_of(worker)
             if self.restarted >= self.restarts:
                 raise WorkerError(message)
             self._replace(worker, message)
             self._send_action(worker)
+
+    def _received(self, worker: int) -> Any:
+        if self.remotes[worker].poll(self.timeout):
+            return self.remotes[worker].recv()
+        raise WorkerError(f"Worker {worker} has not answered for {self.timeout:g} seconds: it hangs.")
 
     def _replace(self, worker: int, message: str) -> None:
         """
@@ -147,10 +155,47 @@ class WorkerVecEnv(SubprocVecEnv):
     def reset(self) -> VecEnvObs:
         """
         :return: the first observations
-        :raises WorkerError: if a worker has ended (with its own traceback)
+        :raises WorkerError: if a worker has ended (with its own traceback) or does not answer
         """
         with self._watched():
-            return super().reset()
+            for remote, seed, options in zip(self.remotes, self._seeds, self._options, strict=True):
+                remote.send(("reset", (seed, options)))
+            answers = [self._received(worker) for worker in range(self.num_envs)]
+        obs, self.reset_infos = zip(*answers, strict=True)  # type: ignore[assignment]
+        self._reset_seeds()
+        self._reset_options()
+        return _stack_obs(obs, self.observation_space)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """
+        One after the other: of a worker that has ended, no other's answer is left behind in its pipe.
+
+        :param method_name: of the environments
+        :param method_args: its arguments
+        :param indices: which environments; all by default
+        :param method_kwargs: its arguments by keyword
+        :return: what it returns in each of them
+        :raises WorkerError: if a worker has ended (with its own traceback) or does not answer
+        """
+        return self._asked(("env_method", (method_name, method_args, method_kwargs)), self._get_indices(indices))
+
+    def has_attr(self, attr_name: str) -> bool:
+        """
+        :param attr_name: of the environments
+        :return: whether each of them has it
+        :raises WorkerError: as for ``env_method``
+        """
+        return all(self._asked(("has_attr", attr_name), range(self.num_envs)))
+
+    def _asked(self, question: Any, workers: Iterable[int]) -> list[Any]:
+        answers = []
+        with self._watched():
+            for worker in workers:
+                self.remotes[worker].send(question)
+                answers.append(self._received(worker))
+        return answers
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -265,6 +310,11 @@ class ReplacementEnv(ReportingEnv):
         """
         first, self._first = self._first, None
         return super().reset(**kwargs) if first is None else first
+
+
+def _kill(processes: list[Any]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _make_for_worker(env_fn: Callable[[], gym.Env[Any, Any]], report: Path) -> gym.Env[Any, Any]:

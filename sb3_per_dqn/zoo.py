@@ -28,7 +28,7 @@ import rl_zoo3.utils
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
-from rl_zoo3.utils import ALGOS, create_test_env, get_wrapper_class
+from rl_zoo3.utils import ALGOS, create_test_env, get_latest_run_id, get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback, LogEveryNTimesteps
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -91,6 +91,7 @@ class RunManager(ExperimentManager):
             self.config = str(own_file)
         if self.vec_env_class is SubprocVecEnv:
             self.vec_env_class = WorkerVecEnv
+        self.made_folder = False
         self.guard = InterruptGuard()
         self.evaluation_wrapper: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None
         self.model_arguments: dict[str, Any] = {}
@@ -107,14 +108,19 @@ class RunManager(ExperimentManager):
         self._check_flags()
         if self.optimize_hyperparameters and self.algo not in HYPERPARAMS_SAMPLER:
             raise ValueError(f"--algo={self.algo}: no sampler for -optimize; known: {', '.join(HYPERPARAMS_SAMPLER)}.")
-        is_new = not os.path.exists(self.save_path)
         result = None
         try:
             result = super().setup_experiment()
         finally:
-            if result is None and is_new:  # an empty run would be the latest, and the one that enjoy looks for
-                shutil.rmtree(self.save_path, ignore_errors=True)
+            if result is None:
+                self._let_go()
+                if self.made_folder:  # an empty run would be the latest, and the one that enjoy looks for
+                    shutil.rmtree(self.save_path, ignore_errors=True)
         return result
+
+    def _let_go(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.let_go()
 
     def _check_flags(self) -> None:
         lowest = {"n_timesteps": 1, "log_interval": 1, "n_eval_envs": 1, "eval_episodes": 1}
@@ -154,7 +160,21 @@ class RunManager(ExperimentManager):
         for folder in filter(None, (self.params_path, self.tensorboard_log)):
             check_writable(folder)
         self._try_out()
+        if self.settings.resume is None:
+            self._make_folder()
         super().create_log_folder()  # type: ignore[no-untyped-call]
+
+    def _make_folder(self) -> None:
+        """Of the first number that is free: of runs that begin at the same time, each has its own."""
+        while True:
+            try:
+                os.makedirs(self.save_path)
+                break
+            except FileExistsError:
+                number = get_latest_run_id(self.log_path, self.env_name) + 1
+                self.save_path = os.path.join(self.log_path, f"{self.env_name}_{number}")
+                self.params_path = f"{self.save_path}/{self.env_name}"
+        self.made_folder = True
 
     def _try_out(self) -> None:
         """Find what is wrong with game, environment or hyperparameters by building them here, once."""
@@ -185,6 +205,9 @@ class RunManager(ExperimentManager):
         if self.settings.every and self.algo == "per_ddqn" and not self.optimize_hyperparameters:
             folder = Path(self.save_path) / CHECKPOINTS
             self.checkpoints = RunCheckpoints(folder, self.settings.every, logs=recorder.files)
+            self.checkpoints.hold()
+            if self.settings.resume is None:
+                self.checkpoints.request()  # at once: a run that is killed before the next one can be resumed, too
             self.guard.checkpoints = self.checkpoints
             self.callbacks.insert(2, self.checkpoints)
         if self.log_interval == -1 and issubclass(ALGOS[self.algo], OffPolicyAlgorithm):
@@ -240,6 +263,7 @@ class RunManager(ExperimentManager):
                     self.n_timesteps = self.checkpoints.resume(model)
                 except BaseException:
                     model.get_env().close()  # type: ignore[union-attr]
+                    self._let_go()
                     raise
             if self.settings.resume is not None or (self.continue_training and isinstance(model, PerDoubleDQN)):
                 stack.enter_context(_going_on(model))
@@ -247,6 +271,7 @@ class RunManager(ExperimentManager):
                 super().learn(model)
             except Exception:
                 self._say_how_to_go_on(model, "training")
+                self._let_go()
                 raise
         if not self.guard.interrupted:
             for callback in self.callbacks:
@@ -269,6 +294,7 @@ class RunManager(ExperimentManager):
             super().save_trained_model(model)
         except OSError:
             self._say_how_to_go_on(model, "saving")
+            self._let_go()
             raise
         report = {"score": "not measured", "model": f"{self.params_path}.zip", "plot": "none", "video": "none"}
         try:
@@ -280,6 +306,7 @@ class RunManager(ExperimentManager):
         finally:
             lines = [f"{model.num_timesteps} steps", *(f"{what}: {result}" for what, result in report.items())]
             print("; ".join(lines), flush=True)
+            self._let_go()
 
     def _score(self, model: BaseAlgorithm) -> str:
         env = self._evaluation_env(model, min(self.n_envs, EVALUATION_GAMES))

@@ -27,7 +27,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, make_atari_vec_env
-from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints, files
+from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints, files, run
 from sb3_per_dqn.checkpoint.files import CheckpointFolder
 from sb3_per_dqn.checkpoint.state import captured
 from sb3_per_dqn.minatar import register_minatar
@@ -203,12 +203,13 @@ def test_callbacks_and_logs_go_on(tmp_path: Path) -> None:
     model.learn(STEPS, callback=[Counting(), RunCheckpoints(tmp_path / "a", EVERY, keep=99)], log_interval=3)
     whole = curve(tmp_path / "tb")
     assert len(whole) > 3
-    other = make(cartpole, tensorboard_log=str(tmp_path / "tb"))
-    counting, checkpoints = Counting(), RunCheckpoints(tmp_path / "a", EVERY)
-    left = checkpoints.resume(other, checkpoints.steps[1])
-    other.learn(left, callback=[counting, checkpoints], log_interval=3, reset_num_timesteps=False)
-    assert counting.seen == STEPS // 2
-    assert curve(tmp_path / "tb") == whole
+    for _ in range(2):  # the second time, what the first one wrote is removed
+        other = make(cartpole, tensorboard_log=str(tmp_path / "tb"))
+        counting, checkpoints = Counting(), RunCheckpoints(tmp_path / "a", EVERY, keep=99)
+        left = checkpoints.resume(other, checkpoints.steps[1])
+        other.learn(left, callback=[counting, checkpoints], log_interval=3, reset_num_timesteps=False)
+        assert counting.seen == STEPS // 2
+        assert curve(tmp_path / "tb") == whole
 
 
 @pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, WorkerVecEnv])
@@ -401,6 +402,26 @@ def test_links_are_not_followed(written: Path, tmp_path: Path) -> None:
     assert "no ordinary file" in attempt(tmp_path / "copy")
 
 
+@pytest.mark.parametrize("name", ["blocks", "step"])
+def test_links_to_folders_are_not_followed(written: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(written, tmp_path / "copy")
+    folder = CheckpointFolder(tmp_path / "copy")
+    place = folder.folder / "blocks" if name == "blocks" else folder.path(folder.steps[-1])
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    assert "no ordinary file" in attempt(tmp_path / "copy")
+
+
+def test_a_damaged_block_says_what_to_do(written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written, tmp_path / "copy")
+    first, last = CheckpointFolder(tmp_path / "copy").steps
+    for block in (tmp_path / "copy" / "blocks").iterdir():
+        block.write_bytes(b"")
+    said = attempt(tmp_path / "copy")
+    assert "is damaged" in said
+    assert f"{last:012d} to resume from step {first}" in said
+
+
 def test_an_older_version_and_another_format(written: Path, tmp_path: Path) -> None:
     shutil.copytree(written, tmp_path / "copy")
     file = CheckpointFolder(tmp_path / "copy").path(CheckpointFolder(tmp_path / "copy").steps[-1]) / "tree.json"
@@ -524,6 +545,87 @@ def test_a_state_that_cannot_be_read_ends_no_run(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"No checkpoint at step 104: \.license is a list_iterator"):
         model.learn(200, callback=RunCheckpoints(tmp_path, EVERY))
     assert model.num_timesteps == 200
+
+
+class Spawning(gym.Env[Any, int]):
+    """Makes objects as it goes on."""
+
+    observation_space: Any = gym.spaces.Box(0, 1, (1,))
+    action_space: Any = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.things: list[Any] = []
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.things.append(TimeLimit(self, 5))
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+
+class Finding(BaseCallback):
+    """Has something only after a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Any = None
+
+    def _on_step(self) -> bool:
+        self.found = Spawning()
+        return True
+
+
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, WorkerVecEnv])
+def test_what_came_to_be_on_the_way_loses_no_run(vec_env_cls: Any, tmp_path: Path) -> None:
+    """It cannot be made again: the environments, or that part of a callback, begin anew, and it is said."""
+
+    def spawning() -> PerDoubleDQN:
+        return PerDoubleDQN("MlpPolicy", make_vec_env(Spawning, 2, vec_env_cls=vec_env_cls), batch_size=4, device="cpu")
+
+    model = spawning()
+    model.learn(60, callback=[RunCheckpoints(tmp_path, 40), Finding()])
+    other, checkpoints = spawning(), RunCheckpoints(tmp_path, 40)
+    with pytest.warns(UserWarning, match=r"cannot be restored .*things\[0\] is a NoneType.* start anew here"):
+        left = checkpoints.resume(other)
+    with pytest.warns(UserWarning, match="Finding.found begins anew"):
+        other.learn(left, callback=[checkpoints, Finding()], reset_num_timesteps=False)
+    assert other.num_timesteps == model.num_timesteps
+    for each in (model, other):
+        each.get_env().close()
+
+
+def test_too_little_memory_for_a_checkpoint_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_little(*args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(files.safetensors.numpy, "save", too_little)
+    with pytest.warns(UserWarning, match=r"No checkpoint at step 104: MemoryError\(\). Going on; there is none yet"):
+        make(cartpole).learn(200, callback=RunCheckpoints(tmp_path, EVERY))
+    assert not list(tmp_path.glob("*step*"))
+
+
+def test_a_package_without_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run from a checkout, say."""
+    monkeypatch.setattr(run, "PACKAGES", ("no-such-package",))
+    make(cartpole).learn(110, callback=RunCheckpoints(tmp_path, EVERY))
+    assert RunCheckpoints(tmp_path).resume(make(cartpole)) == 6
+
+
+def test_later_checkpoints_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while their files are removed, there is none that looks complete."""
+    folder = CheckpointFolder(tmp_path, keep=9)
+    for step in (1, 2):
+        folder.write(step, {"x": np.zeros(3)})
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            (path / "tree.json").unlink()
+            raise SystemExit
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(SystemExit):
+        folder.forget_after(1)
+    assert folder.read()[0] == 1
 
 
 @pytest.mark.parametrize("nth", [1, 2, 5])

@@ -15,7 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_per_dqn import PerDoubleDQN
 from sb3_per_dqn.callbacks import RunRecorder
+from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints
 from sb3_per_dqn.run_settings import parse_settings
+from sb3_per_dqn.zoo import RunManager
 from tests.test_checkpoint import fingerprint
 from tests.test_zoo import run_main
 
@@ -50,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 120
-    while not list(folder.glob("checkpoints/step-*")):
+    while not list(folder.glob("checkpoints/step-*[1-9]*")):  # beyond that of step 0
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -131,7 +133,7 @@ def test_what_cannot_be_resumed_is_said_in_a_line(whole: Path, tmp_path: Path) -
         with pytest.raises(ValueError, match=r"run\.json is damaged"):
             parse_settings(["--resume", str(folder)])
     (folder / "run.json").write_text(json.dumps({"arguments": [], "every": 0}))
-    with pytest.raises(ValueError, match="--checkpoint-every 0"):
+    with pytest.raises(ValueError, match="has no checkpoints"):
         parse_settings(["--resume", str(folder)])
 
 
@@ -166,3 +168,74 @@ def test_a_recorder_goes_on_behind_what_is_there(tmp_path: Path) -> None:
         model.logger.dump(1)
         recorder.on_training_end()
     assert rows(tmp_path / "progress.csv", ["a", "b", "c"]) == [["1.0", "2.0", ""], ["3.0", "", "4.0"]]
+
+
+def test_a_run_killed_before_its_first_interval_is_over_goes_on(tmp_path: Path) -> None:
+    logs = {name: tmp_path / name for name in ("whole", "killed")}
+    often = ["--checkpoint-every", "100000", "-n", "2000"]
+    subprocess.run(command(logs["whole"], *often), check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(logs["killed"], *often), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    folder = logs["killed"] / "per_ddqn" / "CartPole-v1_1"
+    deadline = time.monotonic() + 120
+    while not (folder / "episodes.csv").exists() or len((folder / "episodes.csv").read_text().splitlines()) < 3:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    subprocess.run([*COMMAND, "--resume", str(folder)], check=True, capture_output=True)
+    whole = logs["whole"] / "per_ddqn" / "CartPole-v1_1"
+    weights = [fingerprint(PerDoubleDQN.load(path / "CartPole-v1.zip", device="cpu")) for path in (whole, folder)]
+    assert weights[0] == weights[1]
+    assert rows(folder / "episodes.csv", ["timesteps", "r"]) == rows(whole / "episodes.csv", ["timesteps", "r"])
+    assert curve(logs["killed"] / "tb" / "CartPole-v1") == curve(logs["whole"] / "tb" / "CartPole-v1")
+
+
+def test_runs_that_begin_together_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that fails removes no other's."""
+    try_out = RunManager._try_out
+
+    def begin_another(self: RunManager) -> None:
+        try_out(self)
+        other = tmp_path / "per_ddqn" / "CartPole-v1_1"
+        if not other.exists():
+            other.mkdir(parents=True)
+            (other / "mine").touch()
+            if fails:
+                raise ValueError("something is wrong")
+
+    monkeypatch.setattr(RunManager, "_try_out", begin_another)
+    for fails in (True, False):
+        shutil.rmtree(tmp_path / "per_ddqn", ignore_errors=True)
+        run = run_main("train", *ARGUMENTS, "-n", "300", logs=tmp_path, env_id="CartPole-v1")
+        assert run.status == (2 if fails else 0), run.err
+        assert [path.name for path in (tmp_path / "per_ddqn" / "CartPole-v1_1").iterdir()] == ["mine"]
+        assert (tmp_path / "per_ddqn" / "CartPole-v1_2" / "run.json").exists() is not fails
+
+
+def test_a_run_has_its_folder_until_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training is over, and its score is being measured."""
+    said = []
+
+    def resume_meanwhile(self: RunManager, model: PerDoubleDQN) -> str:
+        with pytest.raises(CheckpointError) as refusal:
+            RunCheckpoints(Path(self.save_path) / "checkpoints").resume(model)
+        said.append(str(refusal.value))
+        return "none"
+
+    monkeypatch.setattr(RunManager, "_score", resume_meanwhile)
+    run = run_main("train", *ARGUMENTS, "-n", "300", logs=tmp_path, env_id="CartPole-v1")
+    assert run.status == 0
+    assert "another run that is still alive" in said[0]
+    monkeypatch.undo()
+    assert run_main("train", "--resume", str(run.folder)).status == 0
+
+
+def test_another_algorithm_has_no_checkpoints(tmp_path: Path) -> None:
+    dqn = ["--algo", "dqn", "-n", "300", "--seed", "1", "--env", "CartPole-v1", "-params", "policy:'MlpPolicy'"]
+    assert run_main("train", *dqn, logs=tmp_path).status == 0
+    resumed = run_main("train", "--resume", str(tmp_path / "dqn" / "CartPole-v1_1"))
+    assert resumed.status == 2
+    assert "the run has no checkpoints" in resumed.err

@@ -1,11 +1,12 @@
 """Objects as plain data, and back."""
 
 import random
-from collections import deque
-from enum import Enum
+from collections import defaultdict, deque
+from enum import Enum, IntFlag
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from sb3_per_dqn.checkpoint.files import CheckpointFolder
-from sb3_per_dqn.checkpoint.state import KIND, StateError, captured, restored
+from sb3_per_dqn.checkpoint.state import KIND, NotThereError, StateError, captured, restored
 
 
 class Holder:
@@ -170,10 +171,79 @@ def test_spaces_go_on_drawing() -> None:
     assert same(one.sample(), other.sample())
 
 
-def test_constants_are_left_as_they_are() -> None:
-    class Colour(Enum):
-        RED = 1
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
 
+
+class Rule(IntFlag):
+    ICE = 1
+    FIRE = 2
+
+
+class Point(NamedTuple):
+    x: int
+
+
+def counter() -> Any:
+    count = [0]
+
+    def counted() -> int:
+        count[0] += 1
+        return count[0] if counted else 0  # holds itself
+
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("thing", "fresh"),
+    [
+        (Colour.BLUE, Colour.RED),
+        (Rule.ICE | Rule.FIRE, Rule.ICE),
+        (np.array(["a", "bcd"]), None),
+        (np.array(["2020-01-01"], dtype="datetime64[D]"), None),
+        (np.array([1 + 2j]), np.zeros(1, complex)),
+        (np.array([1.5], dtype=">f4"), None),
+        (np.str_("word"), np.str_("")),
+        (Point(3), Point(1)),
+    ],
+)
+def test_what_is_rarer_is_restored(thing: Any, fresh: Any, tmp_path: Path) -> None:
+    """Also after it was written to files and read from them."""
+    folder = CheckpointFolder(tmp_path)
+    folder.write(0, captured(Holder(t_start=thing)))
+    assert same(restored(Holder(t_start=fresh), folder.read()[1]).t_start, thing)
+
+
+def test_what_a_function_holds_is_restored() -> None:
+    holder, fresh = Holder(next=counter()), Holder(next=counter())
+    holder.next()
+    restored(fresh, captured(holder))
+    assert fresh.next() == 2
+
+
+def test_what_is_nested_too_deeply_is_said() -> None:
+    chain: Any = None
+    for _ in range(5000):
+        chain = Holder(next=chain)
+    with pytest.raises(StateError, match="a Holder is nested too deeply"):
+        captured(chain)
+
+
+@pytest.mark.parametrize("thing", [np.ma.masked_array([1, 2], [True, False]), np.zeros(2, "i4,f8")])
+def test_an_array_that_is_more_than_numbers_is_refused(thing: Any) -> None:
+    with pytest.raises(StateError, match="which is not written"):
+        captured(thing)
+
+
+@pytest.mark.parametrize("thing", [Holder(), Point(1), defaultdict(int), Colour.RED, counter(), int])
+def test_what_is_not_there_yet_is_told_apart(thing: Any) -> None:
+    """An environment may hold more than a new one: that is no sign of another environment."""
+    with pytest.raises(NotThereError):
+        restored(Holder(item=None), captured(Holder(item=thing)))
+
+
+def test_constants_are_left_as_they_are() -> None:
     space = gym.spaces.Discrete(3)
     holder = Holder(space=space, colour=Colour.RED, kind=int, function=len, device=th.device("cpu"), number=1)
     tree = captured(holder)
@@ -189,6 +259,8 @@ def test_constants_are_left_as_they_are() -> None:
         ({KIND: "object", "class": "Holder", "attributes": {"__class__": 1}}, "no attribute that a state may"),
         ({KIND: "object", "class": "Holder", "attributes": {"a b": 1}}, "no attribute that a state may"),
         ({KIND: "object", "class": "Holder"}, "does not fit"),
+        ({KIND: "object", "attributes": {}}, "does not fit"),
+        ({KIND: "raw", "dtype": "O", "shape": [1], "value": np.zeros(8, np.uint8)}, "an array of object"),
         ({KIND: "eval", "value": "1"}, "no kind of state"),
         ({KIND: ["x"]}, "no kind of state"),
         ({KIND: "same", "as": "elsewhere"}, "does not fit"),

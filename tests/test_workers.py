@@ -4,14 +4,18 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -20,6 +24,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_per_dqn import PerDoubleDQN, make_atari_vec_env
 from sb3_per_dqn.checkpoint import RunCheckpoints
+from sb3_per_dqn.checkpoint.files import CheckpointFolder
 from sb3_per_dqn.workers import WorkerError, WorkerVecEnv
 
 
@@ -265,4 +270,67 @@ def test_a_state_that_cannot_be_read_any_more_ends_no_worker(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match="No checkpoint at step 16.*hidden is a list_iterator"):
         model.learn(30, callback=RunCheckpoints(tmp_path, every=8))
     assert model.num_timesteps == 30
+    env.close()
+
+
+LEFT_OPEN = """
+from sb3_per_dqn.workers import WorkerVecEnv
+from tests.test_workers import Faulty
+
+if __name__ == "__main__":
+    env = WorkerVecEnv([Faulty, Faulty])
+    env.reset()
+    print(*(process.pid for process in env.processes))
+"""
+
+
+def test_a_script_that_closes_nothing_ends(tmp_path: Path) -> None:
+    """And so do its workers, though they ignore SIGTERM, by which Python ends children."""
+    (tmp_path / "script.py").write_text(LEFT_OPEN)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    script = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0
+    assert len(done.stdout.split()) == 2
+    assert not any(psutil.pid_exists(int(pid)) for pid in done.stdout.split())
+
+
+def stop(env: WorkerVecEnv, worker: int, signum: int) -> None:
+    os.kill(env.processes[worker].pid, signum)
+    if signum == signal.SIGKILL:
+        env.processes[worker].join()
+
+
+@pytest.mark.parametrize(("signum", "message"), [(signal.SIGSTOP, "it hangs"), (signal.SIGKILL, "exit code -9")])
+def test_workers_are_missed_at_a_reset_and_at_a_question(signum: int, message: str) -> None:
+    env = workers(None, timeout=1.5)
+    env.reset()
+    stop(env, 1, signum)
+    for ask in (env.reset, lambda: env.env_method("why_not_captured")):
+        with pytest.raises(WorkerError, match=message):
+            ask()
+    env.close()
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_worker_that_dies_before_a_checkpoint(restarts: int, tmp_path: Path) -> None:
+    """There is none; the next step finds it dead, and reads no other worker's answer to the question as its own."""
+
+    class Killing(RunCheckpoints):
+        def _save(self) -> None:
+            if not killed:
+                killed.append(self.num_timesteps)
+                stop(self.training_env, 1, signal.SIGKILL)  # type: ignore[arg-type]
+            super()._save()
+
+    killed: list[int] = []
+    env = workers(None, restarts=restarts)
+    model = PerDoubleDQN("MlpPolicy", env, learning_starts=4, batch_size=4, buffer_size=100, device="cpu")
+    ending = (
+        nullcontext() if restarts else pytest.raises(WorkerError, match="Worker 1 of 2 has ended with exit code -9")
+    )
+    with pytest.warns(UserWarning, match=r"No checkpoint at step 8: .*exit code -9"), ending:
+        model.learn(40, callback=Killing(tmp_path, 8))
+    assert CheckpointFolder(tmp_path).steps == ([24, 32] if restarts else [])
+    assert env.restarted == restarts
     env.close()

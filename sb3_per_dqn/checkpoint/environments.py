@@ -34,7 +34,7 @@ class StatefulEnv(gym.Wrapper[Any, Any, Any, Any]):
         why: str = self.captured_state().get("error", "")
         return why
 
-    def restore_state(self, tree: Tree) -> str:
+    def restore_state(self, tree: Tree) -> StateError | None:
         """
         :param tree: from ``captured_state``
         :return: what does not fit, or nothing
@@ -43,8 +43,8 @@ class StatefulEnv(gym.Wrapper[Any, Any, Any, Any]):
             restored(self.env, tree["env"])
             restore_random(tree["random"])
         except StateError as error:
-            return str(error)
-        return ""
+            return error
+        return None
 
 
 def captured_random() -> Tree:
@@ -126,8 +126,8 @@ def restore_environments(env: VecEnv, tree: Tree) -> None:
     else:
         for i, of_game in enumerate(tree["games"]):
             (wrong,) = games.env_method("restore_state", of_game, indices=i)
-            if wrong:
-                raise StateError(f"environment {i}: {wrong}")
+            if wrong is not None:
+                raise type(wrong)(f"environment {i}: {wrong}")
     for layer, of_layer in zip(layers, tree["layers"], strict=True):
         _restore_layer(layer, of_layer)
     games._seeds = restored(None, tree["seeds"])

@@ -83,8 +83,11 @@ class CheckpointFolder:
 
         :param step: of the last one to keep
         """
-        for later in [other for other in self.steps if other > step]:
-            shutil.rmtree(self.path(later), ignore_errors=True)
+        for later in reversed([other for other in self.steps if other > step]):
+            aside = self.folder / f".old.{os.getpid()}"
+            shutil.rmtree(aside, ignore_errors=True)
+            self.path(later).rename(aside)  # so that it goes as a whole
+            shutil.rmtree(aside, ignore_errors=True)
 
     def write(self, step: int, tree: Tree) -> Path:
         """
@@ -250,9 +253,8 @@ class CheckpointFolder:
             self._check_memory(content["tree"])
             return step, self._filled(content["tree"], arrays)
         except (KeyError, TypeError, ValueError, RecursionError, AttributeError, OverflowError, MemoryError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{self.path(step)} is damaged: {error!r}. {self._way_out(step)}") from None
+            what = str(error) if isinstance(error, CheckpointError) else f"{self.path(step)} is damaged: {error!r}."
+            raise CheckpointError(f"{what} {self._way_out(step)}") from None
 
     def _read_tree(self, step: int) -> dict[str, Any]:
         file = self.path(step) / "tree.json"
@@ -370,7 +372,7 @@ def _write(path: Path, data: Any) -> None:
 
 def _read(path: Path, at_most: int | None = None) -> bytes:
     try:
-        if path.is_symlink() or not path.is_file():
+        if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
             raise CheckpointError(f"{path} is missing, or no ordinary file.")
         if at_most is not None and path.stat().st_size > at_most:
             raise CheckpointError(f"{path} is larger than {at_most} bytes.")

@@ -28,7 +28,7 @@ from sb3_per_dqn.checkpoint.environments import (
 from sb3_per_dqn.checkpoint.files import CheckpointError, CheckpointFolder
 from sb3_per_dqn.checkpoint.logs import cut_back, positions
 from sb3_per_dqn.checkpoint.replay import captured_buffer, restore_buffer
-from sb3_per_dqn.checkpoint.state import StateError, Tree, captured, restored
+from sb3_per_dqn.checkpoint.state import NotThereError, StateError, Tree, captured, restored
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
 
 EVERY = 50_000
@@ -148,6 +148,19 @@ class RunCheckpoints(BaseCallback):
                 "another folder."
             ) from None
 
+    def hold(self) -> None:
+        """
+        Take the folder now, and keep it beyond the end of training, for what else is written beside it.
+
+        :raises CheckpointError: if another run has it
+        """
+        self._claim()
+        self._lock.acquire()  # it counts, and the end of training takes one back
+
+    def let_go(self) -> None:
+        """Let others have the folder."""
+        self._lock.release(force=True)
+
     def _init_callback(self) -> None:
         self._claim()
         goes_on = self._run is self.model and self.model.num_timesteps >= (self._last_step or 0)
@@ -189,7 +202,7 @@ class RunCheckpoints(BaseCallback):
     def _save(self) -> None:
         model: Any = self.model
         assert self._last_step is not None
-        if model.num_timesteps == self._last_step:  # it is there already
+        if model.num_timesteps == self._last_step and self._last_step in self.steps:  # it is there already
             self.requested = False
             return
         before, self._last_step, self.requested = self._last_step, model.num_timesteps, False
@@ -198,9 +211,10 @@ class RunCheckpoints(BaseCallback):
             tree = self._captured(model)
             self.files.forget_after(before)
             path = self.files.write(model.num_timesteps, tree)
-        except (CheckpointError, StateError, OSError) as error:
+        except Exception as error:  # also a fault of ours, or too little memory: the run is worth more
             last = f"the last one is {self.files.path(self.steps[-1])}" if self.steps else "there is none yet"
-            why = str(error).rstrip(".")
+            known = isinstance(error, (CheckpointError, StateError, OSError))
+            why = (str(error) if known else repr(error)).rstrip(".")
             warnings.warn(f"No checkpoint at step {model.num_timesteps}: {why}. Going on; {last}.", stacklevel=2)
         else:
             if self.verbose:
@@ -249,8 +263,9 @@ def _captured_run(model: Any, restart: bool) -> Tree:
 
 def _restore_run(model: Any, tree: Tree) -> None:
     # Environments first: to reset them takes random numbers
-    if tree["restart"] is None:
-        restore_environments(model.env, tree["environments"])
+    seed = tree["restart"]
+    if seed is None:
+        seed = _restore_games(model.env, tree["environments"])
     for name, of_attribute in tree["model"].items():
         if name not in ATTRIBUTES:
             raise StateError(f"{name} is no part of a run")
@@ -259,8 +274,24 @@ def _restore_run(model: Any, tree: Tree) -> None:
     model.policy.optimizer.load_state_dict(restored(None, tree["optimizer"]))
     restore_buffer(model.replay_buffer, tree["buffer"])
     _restore_random(model, tree["random"])
-    if tree["restart"] is not None:
-        _restart(model, tree["restart"])
+    if seed is not None:
+        _restart(model, seed)
+
+
+def _restore_games(env: VecEnv, tree: Tree) -> int | None:
+    """
+    :return: a seed if they must start anew, as they held what new ones do not: better than to lose the run
+    """
+    try:
+        restore_environments(env, tree)
+    except NotThereError as error:
+        warnings.warn(
+            f"The state of the environments cannot be restored ({error}): they start anew here, and the run goes on "
+            "otherwise than if it had not been stopped.",
+            stacklevel=4,
+        )
+        return int(np.random.randint(2**31))
+    return None
 
 
 def _restart(model: Any, seed: int) -> None:
@@ -350,10 +381,13 @@ def _restore_callbacks(outermost: BaseCallback, trees: Tree) -> None:
             if name not in _attributes_of(callback):
                 continue
             value = getattr(callback, name)
-            if isinstance(value, VecEnv):  # of an evaluation
-                restore_environments(value, of_attribute)
-            else:
-                setattr(callback, name, restored(value, of_attribute))
+            try:
+                if isinstance(value, VecEnv):  # of an evaluation
+                    restore_environments(value, of_attribute)
+                else:
+                    setattr(callback, name, restored(value, of_attribute))
+            except StateError as error:
+                warnings.warn(f"{type(callback).__name__}.{name} begins anew: {error}.", stacklevel=2)
 
 
 def _fit(model: Any) -> dict[str, str]:
@@ -398,4 +432,8 @@ def _check_fit(model: Any, tree: Tree, where: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {package: metadata.version(package) for package in PACKAGES}
+    versions = {}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # of a checkout, say
+            versions[package] = metadata.version(package)
+    return versions

@@ -6,12 +6,11 @@ without pickle. Nothing in a tree names code to run, and no object is built from
 there already get other values.
 """
 
-import math
 import random
 from abc import ABCMeta
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, Flag
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, ClassVar
 
@@ -28,9 +27,11 @@ KIND = "~"  # marks a dict that stands for something else than a dict
 # What does not change while something runs, or is no part of its state
 CONSTANT: list[type] = [
     *(EnvSpec, VecEnv, ResultsWriter, np.dtype, th.dtype, th.device),
-    *(FunctionType, MethodType, BuiltinFunctionType, ModuleType, type, Enum),
+    *(FunctionType, MethodType, BuiltinFunctionType, ModuleType, type),
 ]
-CONSTANT_NAMES = {"_saved_kwargs", "class_attributes", "metadata", "render_mode", "t_start"}
+CONSTANT_NAMES = {"_saved_kwargs", "class_attributes", "metadata", "render_mode"}
+NAMED = FunctionType, MethodType, type  # of which an attribute may hold now one and now another
+RAW = "cfSUmM"  # kinds of numbers (and texts, and times) that are written as bytes where nothing else holds them
 
 HEAP_TYPE = 1 << 9  # flag of a class that was made by a class statement
 PLAIN_SIZE = type("Plain", (), {}).__basicsize__
@@ -61,7 +62,10 @@ def captured(thing: Any) -> Tree:
     :return: its state. Objects that occur twice are captured once
     :raises StateError: if it holds something else, naming where
     """
-    return _Capture().tree(thing, "")
+    try:
+        return _Capture().tree(thing, "")
+    except RecursionError:
+        raise StateError(f"a {type(thing).__qualname__} is nested too deeply") from None
 
 
 def restored(thing: Any, tree: Tree) -> Any:
@@ -74,6 +78,10 @@ def restored(thing: Any, tree: Tree) -> Any:
     return _Restore().value(thing, tree, "")
 
 
+class NotThereError(StateError):
+    """A state of something that came to be after the start: nothing is there yet to put it into."""
+
+
 class _Capture:
     def __init__(self) -> None:
         self.seen: dict[int, tuple[str, Any]] = {}  # keeps what it has seen, so that no id is used twice
@@ -81,10 +89,13 @@ class _Capture:
     def tree(self, thing: Any, path: str) -> Tree:
         if thing is None or (isinstance(thing, (bool, int, float, str)) and type(thing) in (bool, int, float, str)):
             return thing
+        if isinstance(thing, Enum):
+            item = thing.value if isinstance(thing, Flag) else thing.name
+            return {KIND: "enum", "class": type(thing).__qualname__, "item": item}
         if isinstance(thing, tuple(CONSTANT)):
-            return {KIND: "constant"}
+            return self._constant(thing, path)
         if isinstance(thing, np.generic):
-            return {KIND: "number", "value": np.asarray(thing)}
+            return {KIND: "number", "value": self._array(np.asarray(thing), path)}
         if isinstance(thing, (bytes, bytearray)):
             return {KIND: type(thing).__name__, "value": np.frombuffer(thing, dtype=np.uint8)}
         if id(thing) in self.seen:
@@ -108,9 +119,30 @@ class _Capture:
         }
         return {KIND: "object", "class": type(thing).__qualname__, "attributes": attributes}
 
+    def _constant(self, thing: Any, path: str) -> Tree:
+        if not isinstance(thing, NAMED):
+            return {KIND: "constant"}
+        cells = (thing.__closure__ or ()) if isinstance(thing, FunctionType) else ()
+        if cells:  # it may hold itself
+            if id(thing) in self.seen:
+                return {KIND: "same", "as": self.seen[id(thing)][0]}
+            self.seen[id(thing)] = path, thing
+        try:
+            held = self._items([cell.cell_contents for cell in cells], f"{path}()")
+        except ValueError as error:  # "Cell is empty"; or a StateError
+            raise StateError(str(error)) from None
+        return {KIND: "constant", "name": thing.__qualname__, "cells": held}
+
     def _array(self, thing: np.ndarray, path: str) -> Tree:
-        if thing.dtype != object:
+        if type(thing) not in (np.ndarray, np.memmap) or thing.dtype.kind == "V":
+            raise StateError(
+                f"{path or 'state'} is a {type(thing).__qualname__} of {thing.dtype}, which is not written"
+            )
+        if thing.dtype.kind in "biu" or thing.dtype.str in ("<f2", "<f4", "<f8"):
             return thing
+        if thing.dtype.kind in RAW:
+            value = np.frombuffer(thing.tobytes(), dtype=np.uint8)
+            return {KIND: "raw", "dtype": thing.dtype.str, "shape": list(thing.shape), "value": value}
         return {KIND: "array", "shape": list(thing.shape), "items": self._items(thing.ravel(), path)}
 
     def _tensor(self, thing: th.Tensor, path: str) -> Tree:
@@ -118,16 +150,16 @@ class _Capture:
 
     def _sequence(self, thing: Any, path: str) -> Tree:
         kind = next(kind.__name__ for kind in (list, tuple, set, frozenset) if isinstance(thing, kind))
-        return {KIND: kind, "items": self._items(thing, path)}
+        return {KIND: kind, **_own_class(thing), "items": self._items(thing, path)}
 
     def _deque(self, thing: deque[Any], path: str) -> Tree:
-        return {KIND: "deque", "maxlen": thing.maxlen, "items": self._items(thing, path)}
+        return {KIND: "deque", **_own_class(thing), "maxlen": thing.maxlen, "items": self._items(thing, path)}
 
     def _dict(self, thing: dict[Any, Any], path: str) -> Tree:
         for key in thing:
             if not isinstance(key, (str, int, float, bool, type(None))):
                 raise StateError(f"{path or 'state'} has a key that is a {type(key).__qualname__}")
-        return {KIND: "dict", "keys": list(thing), "items": self._items(thing.values(), path)}
+        return {KIND: "dict", **_own_class(thing), "keys": list(thing), "items": self._items(thing.values(), path)}
 
     def _generator(self, thing: np.random.Generator, path: str) -> Tree:
         return {KIND: "Generator", "value": self.tree(thing.bit_generator.state, f"{path}!")}
@@ -153,6 +185,15 @@ class _Capture:
         return [self.tree(thing, f"{path}[{i}]") for i, thing in enumerate(things)]
 
 
+def _own_class(thing: Any) -> dict[str, str]:
+    """
+    :param thing: a container
+    :return: its class if it is not Python's own, as a plain one could not take its place
+    """
+    is_own = type(thing) in (list, tuple, set, frozenset, deque, dict, OrderedDict)
+    return {} if is_own else {"class": type(thing).__qualname__}
+
+
 def _is_plain(kind: type) -> bool:
     """
     :param kind: class of an object
@@ -161,6 +202,17 @@ def _is_plain(kind: type) -> bool:
     bases = [base for base in kind.__mro__ if base is not object]
     made_by_python = all(base.__flags__ & HEAP_TYPE and not vars(base).get("__slots__") for base in bases)
     return made_by_python and type(kind) in (type, ABCMeta) and kind.__basicsize__ <= PLAIN_SIZE
+
+
+def _check_class(current: Any, tree: Tree, path: str) -> None:
+    """
+    :raises StateError: if the state is of an object of another class
+    """
+    theirs = tree["class"] if tree[KIND] in ("object", "enum", "handled") else tree.get("class")
+    classes = type(current).__mro__ if tree[KIND] == "handled" else (type(current),)
+    if theirs is not None and theirs not in [kind.__qualname__ for kind in classes]:
+        wrong = f"{path or 'state'} is a {type(current).__qualname__}, and the state is of a {theirs}"
+        raise NotThereError(wrong) if current is None else StateError(wrong)
 
 
 class _Restore:
@@ -187,6 +239,7 @@ class _Restore:
         if restore is None:
             raise StateError(f"{path or 'state'}: {kind!r} is no kind of state")
         try:
+            _check_class(current, tree, path)
             return restore(current, tree, path)
         except StateError:
             raise
@@ -197,10 +250,29 @@ class _Restore:
         return self.seen[tree["as"]]
 
     def _restore_constant(self, current: Any, tree: Tree, path: str) -> Any:
+        name = getattr(current, "__qualname__", None)
+        if tree.get("name", name) != name:
+            raise NotThereError(f"{path or 'state'} is {name}, and was {tree['name']}")
+        self.seen[path] = current
+        cells = (current.__closure__ or ()) if isinstance(current, FunctionType) else ()
+        held = self._items([cell.cell_contents for cell in cells], {"items": tree.get("cells", [])}, f"{path}()")
+        for cell, value in zip(cells, held, strict=True):
+            cell.cell_contents = value
         return current
 
+    def _restore_enum(self, current: Any, tree: Tree, path: str) -> Any:
+        kind = type(current)
+        return kind(tree["item"]) if issubclass(kind, Flag) else kind[tree["item"]]
+
     def _restore_number(self, current: Any, tree: Tree, path: str) -> Any:
-        return tree["value"][()]
+        return self._value(None, tree["value"], path)[()]
+
+    def _restore_raw(self, current: Any, tree: Tree, path: str) -> Any:
+        dtype = np.dtype(tree["dtype"])
+        if dtype.kind not in RAW:
+            raise StateError(f"{path or 'state'}: an array of {dtype}")
+        array = np.frombuffer(tree["value"].tobytes(), dtype=dtype).reshape(tree["shape"])
+        return self._value(current, array, path)
 
     def _restore_bytes(self, current: Any, tree: Tree, path: str) -> Any:
         return tree["value"].tobytes()
@@ -216,13 +288,13 @@ class _Restore:
         return value.to(current.device) if isinstance(current, th.Tensor) else value
 
     def _restore_array(self, current: Any, tree: Tree, path: str) -> Any:
-        array = np.empty(math.prod(tree["shape"]), dtype=object)
+        array = np.empty(len(tree["items"]), dtype=object)
         array[:] = self._items([None] * array.size, tree, path)
         return array.reshape(tree["shape"])
 
     def _restore_list(self, current: Any, tree: Tree, path: str) -> Any:
         items = self._items(current, tree, path)
-        if type(current) is list:
+        if isinstance(current, list):
             current[:] = items
             return current
         return items
@@ -279,10 +351,6 @@ class _Restore:
         raise StateError(f"{path} is a {type(current).__qualname__}, and the state is of a {tree['class']}")
 
     def _restore_object(self, current: Any, tree: Tree, path: str) -> Any:
-        if type(current).__qualname__ != tree["class"]:
-            raise StateError(
-                f"{path or 'state'} is a {type(current).__qualname__}, and the state is of a {tree['class']}"
-            )
         self.seen[path] = current  # what it holds may refer to it
         for name, of_attribute in tree["attributes"].items():
             if not name.isidentifier() or name.startswith("__"):
