@@ -37,7 +37,7 @@ class RunSettings:
         curves = manager.tensorboard_log and str(Path(manager.tensorboard_log).absolute().parent)
         fixed = ["--seed", str(manager.seed), "-tb", curves or ""]
         every = 0 if manager.checkpoints is None else self.every  # of SB3's algorithms there are none
-        run = {"arguments": [*self.arguments, *fixed], "every": every}
+        run = {"arguments": [*self.arguments, *fixed], "every": every, "folder": str(folder.absolute())}
         (folder / RUN_FILE).write_text(json.dumps(run, indent=1))
 
 
@@ -75,7 +75,7 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
     file = ours.resume / RUN_FILE
     try:
         run = json.loads(file.read_text())
-        arguments, every = run["arguments"], run["every"]
+        arguments, every, original = run["arguments"], run["every"], Path(run.get("folder", ours.resume))
         if not (isinstance(every, int) and all(isinstance(argument, str) for argument in arguments)):
             raise TypeError
     except OSError as error:
@@ -86,5 +86,8 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
         raise CheckpointError(
             f"--resume {ours.resume}: the run has no checkpoints (--checkpoint-every 0, or another --algo)."
         )
+    has_curves = bool(arguments and arguments[-1])  # as save() wrote them
     arguments = [*arguments, "--conf-file", str(ours.resume / CONF_FILE)]
+    if has_curves and original.exists() and not original.samefile(ours.resume):
+        arguments += ["-tb", str(ours.resume / "tensorboard")]  # a copy leaves the original's alone
     return RunSettings(every, ours.resume, arguments), arguments

@@ -137,6 +137,22 @@ def test_what_cannot_be_resumed_is_said_in_a_line(whole: Path, tmp_path: Path) -
         parse_settings(["--resume", str(folder)])
 
 
+def test_a_copy_leaves_the_original_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_main(
+        "train", *ARGUMENTS, "-n", "800", "--checkpoint-every", "400", logs=tmp_path / "logs", env_id="CartPole-v1"
+    )
+    assert run.status == 0
+    copy = tmp_path / "copy"
+    shutil.copytree(run.folder, copy)
+    shutil.rmtree(max(copy.glob("checkpoints/step-*")))
+    before = {path: path.read_bytes() for path in (tmp_path / "logs").rglob("*") if path.is_file()}
+    assert run_main("train", "--resume", str(copy)).status == 0
+    after = {path: path.read_bytes() for path in (tmp_path / "logs").rglob("*") if path.is_file()}
+    assert after == before
+    assert list(copy.glob("tensorboard/CartPole-v1/*/events*"))
+
+
 def test_a_run_without_curves_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     short = [*ARGUMENTS, "-n", "800", "--checkpoint-every", "400", "-tb", ""]
