@@ -414,9 +414,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             return {}
         return {
             **self._draws.summary(),
-            **priority_statistics(self._priorities.values, self._learned_priorities.values),
+            **self._priority_statistics(),
             "gigabytes": self.nbytes / 1e9,
         }
+
+    def _priority_statistics(self) -> dict[str, float]:
+        stored = slice(min(self._steps, self.buffer_size) * self.n_envs)  # of a large buffer, no empty slots
+        return priority_statistics(self._priorities.values[stored], self._learned_priorities.values[stored])
 
     def _set_priorities(self, slots: IntArray, priorities: npt.NDArray[np.float64] | float) -> None:
         self._priorities[slots] = priorities
