@@ -393,6 +393,33 @@ def test_compression_without_its_package(monkeypatch: pytest.MonkeyPatch) -> Non
     assert model.num_timesteps == 0
 
 
+@pytest.mark.parametrize("handle_timeout_termination", [True, False])
+def test_optimize_memory_usage_changes_nothing(handle_timeout_termination: bool) -> None:
+    """
+    SB3's memory shares what we do not share, so a second learn() must truncate its last trajectory. Ours says the same
+    and learns the same, without a termination that never happened.
+    """
+    models = []
+    for optimize in (False, True):
+        timeouts = {"handle_timeout_termination": handle_timeout_termination}
+        model = make(corridor(), optimize_memory_usage=optimize, replay_buffer_kwargs=timeouts, learning_starts=0)
+        model.learn(40)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.learn(36, reset_num_timesteps=False)
+            assert not caught
+            model.learn(40)
+        assert ["will be truncated" in str(warning.message) for warning in caught] == [True] * optimize
+        models.append(model)
+    plain, optimized = models
+    for name, weights in plain.policy.state_dict().items():
+        assert th.equal(weights, optimized.policy.state_dict()[name]), name
+    slots = np.arange(116)
+    dones, others = (buffer_of(model)._get_samples(slots).dones for model in models)
+    assert th.equal(dones, others)
+    assert not dones[74:76].any()  # the last transitions before the reset
+
+
 # ---------------------------------------------------------------------------------------------------------- statistics
 
 

@@ -58,7 +58,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     :param action_space: action space
     :param device: device of the sampled tensors
     :param n_envs: number of environments
-    :param optimize_memory_usage: must be ``False``; see ``single_frames``
+    :param optimize_memory_usage: taken for SB3's sake, without effect: see ``single_frames``
     :param handle_timeout_termination: treat an episode that a time limit cut as going on (``done`` is 0)
     :param alpha: how much prioritization is used, in [0, 1]; 0 draws uniformly
     :param eps: added to every absolute TD error, above 0, so that no transition is lost for ever
@@ -88,11 +88,6 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         single_frames: bool | None = None,
         compress_frames: bool = False,
     ) -> None:
-        if optimize_memory_usage:
-            raise ValueError(
-                "optimize_memory_usage=True is not for PrioritizedReplayBuffer, which keeps each frame once by itself: "
-                "leave it False (single_frames=True, in replay_buffer_kwargs, demands it)."
-            )
         check_priority_arguments(alpha, eps)
         check_n_step_arguments(n_steps, gamma)
         check_frame_arguments(single_frames, compress_frames)
