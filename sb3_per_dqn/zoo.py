@@ -28,7 +28,7 @@ import rl_zoo3.utils
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, create_test_env, get_wrapper_class
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm, SelfBaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback, LogEveryNTimesteps
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -284,6 +284,19 @@ class RunManager(ExperimentManager):
         return env
 
 
+class WatchedModel(PerDoubleDQN):
+    """What ``enjoy`` and ``record_video`` load: without replay memory. The zoo does so for the names that it knows."""
+
+    @classmethod
+    def load(cls: type[SelfBaseAlgorithm], *args: Any, **kwargs: Any) -> SelfBaseAlgorithm:
+        """
+        :param args: as for SB3's method
+        :param kwargs: as for SB3's method
+        :return: the model
+        """
+        return super().load(*args, **{"buffer_size": 1, **kwargs})
+
+
 @contextmanager
 def _going_on(model: BaseAlgorithm) -> Iterator[None]:
     """The zoo calls ``learn`` without a word on counters: let them go on."""
@@ -412,7 +425,11 @@ def run_command(command: str, arguments: list[str], settings: RunSettings | None
     if command == "train":
         rl_zoo3.train.train()
     elif command in ("enjoy", "record_video"):
-        runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
+        try:
+            ALGOS["per_ddqn"] = WatchedModel
+            runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
+        finally:
+            register()
     else:
         getattr(importlib.import_module("rl_zoo3.plots"), command)()
 
