@@ -88,6 +88,8 @@ class PersistentDQN(DQN):
             buffer.to(self.device)
         if isinstance(buffer, PrioritizedReplayBuffer):
             buffer.end_segments()  # what the environments do next does not follow what is stored
+        if before is None:
+            return
         names = ("buffer_size", "handle_timeout_termination", "alpha", "eps", "n_steps", "gamma")
         theirs = {name: getattr(buffer, name, None) for name in names if hasattr(before, name)}
         other = [f"{name}={value}" for name, value in theirs.items() if value != getattr(before, name)]

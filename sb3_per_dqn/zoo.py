@@ -47,6 +47,7 @@ from sb3_per_dqn.checkpoint import RunCheckpoints
 from sb3_per_dqn.checks import check_keys, check_kwargs, check_writable, warn_of_early_joints
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
+from sb3_per_dqn.persistence import SelfPersistentDQN
 from sb3_per_dqn.plots import draw_learning_curves
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.run_settings import RunSettings
@@ -334,6 +335,19 @@ class RunManager(ExperimentManager):
         return env
 
 
+class WatchedModel(PerDoubleDQN):
+    """What ``enjoy`` and ``record_video`` load: without replay memory. The zoo does so for the names that it knows."""
+
+    @classmethod
+    def load(cls: type[SelfPersistentDQN], *args: Any, **kwargs: Any) -> SelfPersistentDQN:
+        """
+        :param args: as for SB3's method
+        :param kwargs: as for SB3's method
+        :return: the model
+        """
+        return super().load(*args, **{"buffer_size": 1, **kwargs})
+
+
 @contextmanager
 def _going_on(model: BaseAlgorithm) -> Iterator[None]:
     """The zoo calls ``learn`` without a word on counters: let them go on."""
@@ -420,8 +434,12 @@ def run_command(command: str, arguments: list[str], settings: RunSettings | None
     if command == "train":
         rl_zoo3.train.train()
     elif command in ("enjoy", "record_video", "record_training"):
-        with _tools_of_record_training():
-            runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
+        try:
+            ALGOS["per_ddqn"] = WatchedModel
+            with _tools_of_record_training():
+                runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
+        finally:
+            register()
     else:
         getattr(importlib.import_module("rl_zoo3.plots"), command)()
 

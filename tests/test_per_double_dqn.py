@@ -799,7 +799,6 @@ def test_a_built_in_environment_by_name_and_positional_arguments() -> None:
         *(("exploration_fraction", value) for value in (math.nan,)),
         *(("exploration_initial_eps", value) for value in (math.nan, math.inf)),
         *(("exploration_final_eps", value) for value in (math.nan, "small")),
-        ("optimize_memory_usage", True),
     ],
 )
 def test_bad_arguments_are_named_with_their_value(argument: str, value: Any) -> None:

@@ -669,11 +669,6 @@ def test_bad_eps(eps: Any) -> None:
         pair_buffer(4, eps=eps)
 
 
-def test_optimize_memory_usage_is_refused() -> None:
-    with pytest.raises(ValueError, match="optimize_memory_usage=True"):
-        pair_buffer(4, optimize_memory_usage=True)
-
-
 @pytest.mark.parametrize("argument", ["single_frames", "compress_frames"])
 @pytest.mark.parametrize("value", [0, 1, np.False_, "yes"])
 def test_a_switch_is_a_bool(argument: str, value: Any) -> None:

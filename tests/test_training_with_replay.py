@@ -18,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
-from sb3_per_dqn import PerDoubleDQN, PrioritizedReplayBuffer, make_atari_vec_env
+from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, PrioritizedReplayBuffer, make_atari_vec_env
 from sb3_per_dqn.replay import prioritized_buffer
 from sb3_per_dqn.replay.frame_store import FrameStore
 from sb3_per_dqn.replay.observation_store import ArrayStore
@@ -393,6 +393,33 @@ def test_compression_without_its_package(monkeypatch: pytest.MonkeyPatch) -> Non
     assert model.num_timesteps == 0
 
 
+@pytest.mark.parametrize("handle_timeout_termination", [True, False])
+def test_optimize_memory_usage_changes_nothing(handle_timeout_termination: bool) -> None:
+    """
+    SB3's memory shares what we do not share, so a second learn() must truncate its last trajectory. Ours says the same
+    and learns the same, without a termination that never happened.
+    """
+    models = []
+    for optimize in (False, True):
+        timeouts = {"handle_timeout_termination": handle_timeout_termination}
+        model = make(corridor(), optimize_memory_usage=optimize, replay_buffer_kwargs=timeouts, learning_starts=0)
+        model.learn(40)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.learn(36, reset_num_timesteps=False)
+            assert not caught
+            model.learn(40)
+        assert ["will be truncated" in str(warning.message) for warning in caught] == [True] * optimize
+        models.append(model)
+    plain, optimized = models
+    for name, weights in plain.policy.state_dict().items():
+        assert th.equal(weights, optimized.policy.state_dict()[name]), name
+    slots = np.arange(116)
+    dones, others = (buffer_of(model)._get_samples(slots).dones for model in models)
+    assert th.equal(dones, others)
+    assert not dones[74:76].any()  # the last transitions before the reset
+
+
 # ---------------------------------------------------------------------------------------------------------- statistics
 
 
@@ -433,3 +460,20 @@ def test_statistics_by_hand() -> None:
         quantiles = priority_statistics(priorities, priorities)
         assert quantiles["priority_q10"] == 1.0
         assert quantiles["priority_q90"] == n_envs
+
+
+@pytest.mark.parametrize("make_buffer", [PrioritizedReplayBuffer, DeviceReplayBuffer])
+def test_statistics_are_of_what_is_stored(make_buffer: type[PrioritizedReplayBuffer]) -> None:
+    """However little that is of a large buffer: empty slots are neither counted nor looked at."""
+    space = spaces.Box(-1, 1, (2,))
+    buffer = make_buffer(500_000, space, spaces.Discrete(2), "cpu", n_envs=2, alpha=1.0, eps=1e-9)
+    obs = np.zeros((2, 2), dtype=np.float32)
+    for step in range(3):
+        buffer.add(obs + step, obs + step + 1, np.zeros(2), np.zeros(2), np.zeros(2, dtype=bool), [{}, {}])
+    indices = buffer.sample(100).indices
+    numbers = np.arange(1, 6) if isinstance(indices, np.ndarray) else th.arange(1, 6)
+    buffer.update_priorities(numbers, th.arange(1.0, 6.0))
+    statistics = buffer.statistics()
+    assert statistics["replayed"] == pytest.approx(5 / 6)
+    quantiles = [statistics[f"priority_{name}"] for name in ("q10", "q50", "q90")]
+    assert quantiles == pytest.approx(np.quantile([1, 1, 2, 3, 4, 5], [0.1, 0.5, 0.9]))

@@ -5,11 +5,13 @@ import csv
 import io
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -254,6 +256,34 @@ class TestWatching:
         assert run.status == 0, run.err
         (video,) = tmp_path.glob("*.mp4")
         assert frames(video) >= 15
+
+    @pytest.mark.parametrize("command", [["enjoy", "--no-render"], ["record_video"]], ids=["enjoy", "record_video"])
+    @pytest.mark.parametrize("memory", [{}, {"replay_buffer_class": DeviceReplayBuffer}, {"prioritized_replay": False}])
+    def test_watching_takes_no_replay_memory(
+        self, command: list[str], memory: dict[str, Any], breakout: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of a model that was trained with a million of Atari's transitions, 28 GB or more as SB3 keeps them."""
+        shutil.copytree(breakout.logs, tmp_path / "logs")
+        path = tmp_path / "logs" / breakout.folder.relative_to(breakout.logs) / f"{BREAKOUT}.zip"
+        model = PerDoubleDQN.load(path, device="cpu", **memory)
+        model.buffer_size = 1_000_000
+        model.save(path)
+        buffers: list[Any] = []
+        setup = PerDoubleDQN._setup_model
+
+        def remember(model: PerDoubleDQN) -> None:
+            setup(model)
+            buffers.append(model.replay_buffer)
+
+        monkeypatch.setattr(PerDoubleDQN, "_setup_model", remember)
+        monkeypatch.setattr(atari, "EVALUATION_MAX_FRAMES", 300)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run = run_main(*command, "-n", "2", logs=tmp_path / "logs")
+        assert run.status == 0, run.err
+        assert [len(pickle.dumps(buffer)) < 1e6 for buffer in buffers] == [True]  # its spaces, mostly
+        assert not [warning.message for warning in caught if "memory" in str(warning.message)]
+        assert rl_zoo3.ALGOS["per_ddqn"] is PerDoubleDQN
 
     def test_plot_train(self, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("seaborn")

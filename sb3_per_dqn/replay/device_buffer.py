@@ -19,7 +19,6 @@ from sb3_per_dqn.replay.prioritized_buffer import (
     PrioritizedReplayBuffer,
     PrioritizedReplayBufferSamples,
 )
-from sb3_per_dqn.replay.statistics import priority_statistics
 
 
 class DeviceReplayBuffer(PrioritizedReplayBuffer):
@@ -282,8 +281,7 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
             draws = {"effective_sample_size": sizes / batches, "max_weight": max_weight, "age": ages / batches}
         self._draw_sums.zero_()
         self._max_weight.zero_()
-        priorities = priority_statistics(self._priorities.values, self._learned_priorities.values)
-        return {**draws, **priorities, "gigabytes": self.nbytes / 1e9}
+        return {**draws, **self._priority_statistics(), "gigabytes": self.nbytes / 1e9}
 
     def _importance_sampling_weights(self, slots: Any, beta: Any) -> Any:
         """

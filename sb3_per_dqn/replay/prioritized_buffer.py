@@ -58,7 +58,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     :param action_space: action space
     :param device: device of the sampled tensors
     :param n_envs: number of environments
-    :param optimize_memory_usage: must be ``False``; see ``single_frames``
+    :param optimize_memory_usage: taken for SB3's sake, without effect: see ``single_frames``
     :param handle_timeout_termination: treat an episode that a time limit cut as going on (``done`` is 0)
     :param alpha: how much prioritization is used, in [0, 1]; 0 draws uniformly
     :param eps: added to every absolute TD error, above 0, so that no transition is lost for ever
@@ -88,11 +88,6 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         single_frames: bool | None = None,
         compress_frames: bool = False,
     ) -> None:
-        if optimize_memory_usage:
-            raise ValueError(
-                "optimize_memory_usage=True is not for PrioritizedReplayBuffer, which keeps each frame once by itself: "
-                "leave it False (single_frames=True, in replay_buffer_kwargs, demands it)."
-            )
         check_priority_arguments(alpha, eps)
         check_n_step_arguments(n_steps, gamma)
         check_frame_arguments(single_frames, compress_frames)
@@ -414,9 +409,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             return {}
         return {
             **self._draws.summary(),
-            **priority_statistics(self._priorities.values, self._learned_priorities.values),
+            **self._priority_statistics(),
             "gigabytes": self.nbytes / 1e9,
         }
+
+    def _priority_statistics(self) -> dict[str, float]:
+        stored = slice(min(self._steps, self.buffer_size) * self.n_envs)  # of a large buffer, no empty slots
+        return priority_statistics(self._priorities.values[stored], self._learned_priorities.values[stored])
 
     def _set_priorities(self, slots: IntArray, priorities: npt.NDArray[np.float64] | float) -> None:
         self._priorities[slots] = priorities
