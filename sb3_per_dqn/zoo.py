@@ -5,6 +5,7 @@ The zoo has no hook for plugins. The algorithm goes into its dictionary, and one
 ``ExperimentManager`` takes that class's place; environments for watching a model are put into evaluation mode.
 """
 
+import argparse
 import difflib
 import importlib
 import os
@@ -21,13 +22,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
-import numpy as np
 import rl_zoo3.exp_manager
 import rl_zoo3.train
 import rl_zoo3.utils
+from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
-from rl_zoo3.utils import ALGOS, create_test_env, get_wrapper_class
+from rl_zoo3.utils import (
+    ALGOS,
+    StoreDict,
+    create_test_env,
+    get_model_path,
+    get_saved_hyperparams,
+    get_wrapper_class,
+)
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback, LogEveryNTimesteps
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -38,6 +46,7 @@ from stable_baselines3.common.vec_env import (
     VecEnv,
     VecVideoRecorder,
     sync_envs_normalization,
+    unwrap_vec_normalize,
 )
 
 from sb3_per_dqn.atari import AtariGameWrapper, check_atari_id, make_atari_vec_env
@@ -47,7 +56,8 @@ from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.plots import draw_learning_curves
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
-from sb3_per_dqn.run_settings import RunSettings
+from sb3_per_dqn.run_settings import RunSettings, arguments_of
+from sb3_per_dqn.score import Score
 from sb3_per_dqn.workers import WorkerVecEnv
 
 EVALUATION_GAMES = 10
@@ -260,11 +270,10 @@ class RunManager(ExperimentManager):
 
     def _score(self, model: BaseAlgorithm) -> str:
         env = self._evaluation_env(model, min(self.n_envs, EVALUATION_GAMES))
-        returns, _ = evaluate_policy(
-            model, env, EVALUATION_GAMES, deterministic=self.deterministic_eval, return_episode_rewards=True
-        )
-        env.close()
-        return f"{np.mean(returns):.2f} +/- {np.std(returns):.2f} over {EVALUATION_GAMES} full games"
+        with closing(env):
+            score = measured(model, env, EVALUATION_GAMES, self.deterministic_eval)
+        score.write(self.save_path)
+        return str(score)
 
     def _record_game(self, model: BaseAlgorithm) -> Path:
         kwargs = {**self.eval_env_kwargs, "render_mode": "rgb_array"}
@@ -282,6 +291,18 @@ class RunManager(ExperimentManager):
         assert model.env is not None
         sync_envs_normalization(model.env, env)
         return env
+
+
+def measured(model: BaseAlgorithm, env: VecEnv, games: int, deterministic: bool) -> Score:
+    """
+    :param model: to play
+    :param env: what to play, in evaluation mode
+    :param games: how many
+    :param deterministic: whether actions are greedy
+    :return: the score
+    """
+    returns, _ = evaluate_policy(model, env, games, deterministic=deterministic, return_episode_rewards=True)
+    return Score.of(returns, deterministic, model.num_timesteps)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -357,6 +378,43 @@ def create_evaluation_env(env_id: str, *args: Any, **kwargs: Any) -> VecEnv:
     return create_test_env(env_id, *args, **kwargs)
 
 
+def saved_run(env_id: str, logs: str, number: int = 0, device: str = "auto") -> tuple[Path, PerDoubleDQN]:
+    """
+    Load the model of a run, from SB3's ``.zip`` (which runs code in it: load only what you trust).
+
+    :param env_id: id of the environment
+    :param logs: the folder given to ``train`` with ``-f``
+    :param number: of the run; 0 is the latest
+    :param device: for the model
+    :return: the run's folder, and the model on one environment in evaluation mode, ``VecNormalize`` around it if it was
+        trained with that
+    :raises AssertionError: if there is no such run
+    :raises ValueError: if there is no model in it
+    """
+    name = EnvironmentName(env_id)
+    _, model_path, folder = get_model_path(number, logs, "per_ddqn", name)
+    saved, stats_path = get_saved_hyperparams(f"{folder}/{name}", norm_reward=True)
+    hyperparams = dict(saved)
+    env_kwargs = _evaluation_env_kwargs(Path(folder), hyperparams)
+    env = create_evaluation_env(
+        env_id, stats_path=stats_path, should_render=False, hyperparams=hyperparams, env_kwargs=env_kwargs
+    )
+    normalization = unwrap_vec_normalize(env)
+    if normalization is not None:  # whose returns are Monitor's: what becomes of rewards matters to learning alone
+        normalization.norm_reward = hyperparams["normalize_kwargs"].get("norm_reward", True)
+    return Path(folder), PerDoubleDQN.load(model_path, env, device=device)
+
+
+def _evaluation_env_kwargs(run_folder: Path, hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """As the zoo chooses them: those for evaluation, those of the command line, those of the YAML."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--env-kwargs", "--eval-env-kwargs"):
+        parser.add_argument(flag, nargs="+", action=StoreDict)
+    given, _ = parser.parse_known_args(arguments_of(run_folder))
+    kwargs: dict[str, Any] = given.eval_env_kwargs or given.env_kwargs or hyperparams.get("env_kwargs", {})
+    return kwargs
+
+
 def warn_of_early_joints(model: PerDoubleDQN, n_timesteps: int) -> None:
     """
     Epsilon's joints are fractions of the run, and the warm-up is a number of steps: in a run much shorter than the one
@@ -388,15 +446,16 @@ def check_env_id(env_id: str) -> None:
         raise ValueError(f"--env={env_id!r} is not known to gymnasium. Did you mean {', '.join(near) or 'another'}?")
 
 
-def check_writable(folder: str) -> None:
+def check_writable(folder: str, flag: str = "-f (and -tb)") -> None:
     """
     :param folder: where something is going to be written; need not exist
+    :param flag: that gave it, for the message
     :raises ValueError: if it could not be made or written in
     """
     path = Path(folder).absolute()
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"output folder {folder!r}: cannot write in {nearest}; choose another with -f (and -tb).")
+        raise ValueError(f"output folder {folder!r}: cannot write in {nearest}; choose another with {flag}.")
 
 
 def run_command(command: str, arguments: list[str], settings: RunSettings | None = None) -> None:
