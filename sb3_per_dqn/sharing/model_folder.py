@@ -24,7 +24,7 @@ import safetensors.torch
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
 from stable_baselines3.common.utils import check_for_correct_spaces
@@ -198,7 +198,7 @@ def load_model(
     """
     folder = Path(folder)
     by_name = nameable(classes)
-    venv = env if env is None or isinstance(env, VecEnv) else make_vec_env(env if isinstance(env, str) else lambda: env)
+    venv = None if env is None else PerDoubleDQN._wrap_env(maybe_make_env(env, 0))
     config = _read_config(folder)
     tensors = _read_tensors(folder, config.get("sha256"))
     try:

@@ -6,7 +6,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_per_dqn.sharing.plain import ModelFolderError
 
@@ -18,11 +18,10 @@ def normalization_of(model: BaseAlgorithm) -> VecNormalize | None:
     """
     :param model: a model
     :return: its environment's ``VecNormalize``
-    :raises ModelFolderError: if other wrappers stand around that, which loading could not put there
+    :raises ModelFolderError: if another wrapper stands around that: loading could not put it there (nor does SB3's DQN
+        learn from such an environment, where that changes observations)
     """
     env = model.get_env()
-    while isinstance(env, VecTransposeImage):  # SB3 puts it there by itself
-        env = env.venv
     if isinstance(env, VecNormalize):
         return env
     if model.get_vec_normalize_env() is not None:

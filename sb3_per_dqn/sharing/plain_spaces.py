@@ -10,7 +10,22 @@ from gymnasium import spaces
 from sb3_per_dqn.sharing.plain import ModelFolderError, Plain, from_plain, to_plain
 
 MOST_VALUES = 2**24  # of one observation
-DTYPES = (*("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"),)
+DTYPES = (
+    *(
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+        "bool",
+    ),
+)
 
 
 def space_to_plain(space: spaces.Space[Any]) -> Plain:
@@ -30,7 +45,7 @@ def space_to_plain(space: spaces.Space[Any]) -> Plain:
     if type(space) is spaces.MultiDiscrete:
         return {"type": kind, "nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": _dtype(space)}
     if type(space) is spaces.MultiBinary:
-        return {"type": kind, "shape": list(space.shape)}
+        return {"type": kind, "n": space.n if isinstance(space.n, int) else list(space.shape)}
     raise ModelFolderError(f"{space} cannot be written into a model folder: it is no space of SB3's.")
 
 
@@ -57,8 +72,9 @@ def space_from_plain(plain: Plain) -> spaces.Space[Any]:
     if kind == "Dict":
         return spaces.Dict(OrderedDict((key, space_from_plain(part)) for key, part in plain["spaces"].items()))
     if kind == "MultiBinary":
-        shape = _checked_shape(plain["shape"])
-        return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
+        n = plain["n"]
+        _checked_shape(n if isinstance(n, list) else [n])
+        return spaces.MultiBinary(n)
     if plain.get("dtype") not in DTYPES:
         raise ModelFolderError(f"a space of dtype {plain.get('dtype')!r} is nothing that this package writes.")
     dtype: Any = np.dtype(plain["dtype"])
