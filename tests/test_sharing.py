@@ -523,6 +523,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a link that leads elsewhere": (link_out, "link that leads out"),
     "wrong values": (lambda f: arguments_with(f, gamma="x"), "gamma"),
+    "no probability": (lambda f: edit(f, exploration_rate="nan"), "exploration_rate='nan' is no probability"),
     "a negative count": (lambda f: edit(f, num_timesteps=-1), "no number of steps"),
 }  # fmt: skip
 

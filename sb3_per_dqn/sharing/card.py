@@ -28,6 +28,7 @@ def model_card(config: dict[str, Any], score: Score | None = None, curve: str | 
         model_name=algorithm,
         eval_results=None if score is None else [_eval_result(env_id, score)],
     )
+    arguments = {"policy": config["policy"], **config["arguments"]}
     trained = f"Trained for {config['num_timesteps']:,} environment steps."
     parts = [
         f"# **{algorithm}** agent playing **{env_id}**",
@@ -41,9 +42,7 @@ def model_card(config: dict[str, Any], score: Score | None = None, curve: str | 
         f"```python\n{usage(config, score)}\n```",
         "Training can go on (`model.learn(...)`), with an empty replay memory and a fresh optimizer.",
         "## Arguments",
-        "```yaml\n"
-        + "\n".join(f"{name}: {json.dumps(value)}" for name, value in config["arguments"].items())
-        + "\n```",
+        "```yaml\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in arguments.items()) + "\n```",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 

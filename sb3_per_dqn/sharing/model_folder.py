@@ -298,7 +298,7 @@ def _loaded(
     _check_fit(model.policy, weights)
     model.policy.load_state_dict(weights)
     model.num_timesteps, model._n_updates = _count(config["num_timesteps"]), _count(config["n_updates"])
-    model.exploration_rate = min(max(float(config["exploration_rate"]), 0.0), 1.0)
+    model.exploration_rate = _probability(config["exploration_rate"])
     return model
 
 
@@ -306,6 +306,12 @@ def _count(number: Plain) -> int:
     if type(number) is not int or not 0 <= number < 2**63:
         raise ModelFolderError(f"{number!r} is no number of steps.")
     return number
+
+
+def _probability(number: Plain) -> float:
+    if type(number) not in (int, float) or not 0 <= number <= 1:
+        raise ModelFolderError(f"exploration_rate={number!r} is no probability.")
+    return float(number)
 
 
 def _normalized(env: VecEnv | None, settings: dict[str, Any], statistics: Tensors) -> VecEnv | None:
