@@ -576,6 +576,9 @@ def test_the_hubs_cache_may_be_links(folder: Path, tmp_path: Path) -> None:
         file.rename(home / "blobs" / str(i))
         (home / "snapshots" / "0f" / file.name).symlink_to(Path("../../blobs") / str(i))
     assert load_model(home / "snapshots" / "0f", cartpole(), "cpu").num_timesteps == 64
+    (home / "snapshots").rename(home / "others")
+    with pytest.raises(ModelFolderError, match="link that leads out"):
+        load_model(home / "others" / "0f", cartpole(), "cpu")
 
 
 STRANGE = [
