@@ -737,7 +737,7 @@ def test_the_cards_lines_run(
 
 
 def test_names_in_the_card_stay_names() -> None:
-    env_id = 'x", __import__("os").system("touch hacked"), "'
+    env_id = "x', \", __import__('os').system('touch hacked'), \"\n"
     config = {"env_id": env_id, "observation_space": {}, "policy": None, "arguments": {}, "vec_normalize": None}
     calls = [line for line in card.usage(config).splitlines() if line.startswith("env = ")]
     made: list[str] = []
