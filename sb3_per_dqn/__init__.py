@@ -7,6 +7,7 @@ from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
 from sb3_per_dqn.schedules import PiecewiseSchedule
+from sb3_per_dqn.sharing import export_model, load_model
 
 if TYPE_CHECKING:
     from sb3_per_dqn.atari import make_atari_vec_env
@@ -22,6 +23,8 @@ __all__ = [
     "PiecewiseSchedule",
     "PrioritizedReplayBuffer",
     "__version__",
+    "export_model",
+    "load_model",
     "make_atari_vec_env",
 ]
 

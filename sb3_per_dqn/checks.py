@@ -46,15 +46,16 @@ def check_env_id(env_id: str) -> None:
         raise ValueError(f"--env={env_id!r} is not known to gymnasium. Did you mean {', '.join(near) or 'another'}?")
 
 
-def check_writable(folder: str) -> None:
+def check_writable(folder: str, flag: str = "-f (and -tb)") -> None:
     """
     :param folder: where something is going to be written; need not exist
+    :param flag: that gave it, for the message
     :raises ValueError: if it could not be made or written in
     """
     path = Path(folder).absolute()
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"output folder {folder!r}: cannot write in {nearest}; choose another with -f (and -tb).")
+        raise ValueError(f"output folder {folder!r}: cannot write in {nearest}; choose another with {flag}.")
 
 
 def warn_of_early_joints(model: PerDoubleDQN, n_timesteps: int) -> None:

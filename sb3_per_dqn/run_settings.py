@@ -41,6 +41,16 @@ class RunSettings:
         (folder / RUN_FILE).write_text(json.dumps(run, indent=1))
 
 
+def arguments_of(run_folder: Path) -> list[str]:
+    """
+    :param run_folder: folder of a run
+    :return: the zoo's arguments that it was begun with; none if it was not begun by this package's command line
+    :raises ValueError: if the file is damaged
+    """
+    file = run_folder / RUN_FILE
+    return list(json.loads(file.read_text())["arguments"]) if file.exists() else []
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("sb3-per-dqn train", add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder, alone")

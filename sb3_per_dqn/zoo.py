@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import gymnasium as gym
-import numpy as np
 import rl_zoo3.exp_manager
 import rl_zoo3.train
 import rl_zoo3.utils
@@ -51,6 +50,7 @@ from sb3_per_dqn.persistence import SelfPersistentDQN
 from sb3_per_dqn.plots import draw_learning_curves
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.run_settings import RunSettings
+from sb3_per_dqn.score import Score
 from sb3_per_dqn.search_space import convert_per_ddqn_params, sample_per_ddqn_params
 from sb3_per_dqn.workers import WorkerVecEnv
 
@@ -311,11 +311,10 @@ class RunManager(ExperimentManager):
 
     def _score(self, model: BaseAlgorithm) -> str:
         env = self._evaluation_env(model, min(self.n_envs, EVALUATION_GAMES))
-        returns, _ = evaluate_policy(
-            model, env, EVALUATION_GAMES, deterministic=self.deterministic_eval, return_episode_rewards=True
-        )
-        env.close()
-        return f"{np.mean(returns):.2f} +/- {np.std(returns):.2f} over {EVALUATION_GAMES} full games"
+        with closing(env):
+            score = measured(model, env, EVALUATION_GAMES, self.deterministic_eval)
+        score.write(self.save_path)
+        return str(score)
 
     def _record_game(self, model: BaseAlgorithm) -> Path:
         kwargs = {**self.eval_env_kwargs, "render_mode": "rgb_array"}
@@ -346,6 +345,18 @@ class WatchedModel(PerDoubleDQN):
         :return: the model
         """
         return super().load(*args, **{"buffer_size": 1, **kwargs})
+
+
+def measured(model: BaseAlgorithm, env: VecEnv, games: int, deterministic: bool) -> Score:
+    """
+    :param model: to play
+    :param env: what to play, in evaluation mode
+    :param games: how many
+    :param deterministic: whether actions are greedy
+    :return: the score
+    """
+    returns, _ = evaluate_policy(model, env, games, deterministic=deterministic, return_episode_rewards=True)
+    return Score.of(returns, deterministic, model.num_timesteps)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -402,6 +402,13 @@ def test_links_are_not_followed(written: Path, tmp_path: Path) -> None:
     assert "no ordinary file" in attempt(tmp_path / "copy")
 
 
+@pytest.mark.parametrize("shape", [[], [0], [-1], [2.0], ["2"], {}])
+def test_an_array_without_a_sound_shape_is_refused(tmp_path: Path, shape: Any) -> None:
+    part = {"~": "large", "shape": shape, "dtype": "<f4", "rows": 1, "blocks": []}
+    with pytest.raises(CheckpointError, match="an array of shape"):
+        CheckpointFolder(tmp_path)._read_large(part)
+
+
 @pytest.mark.parametrize("name", ["blocks", "step"])
 def test_links_to_folders_are_not_followed(written: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(written, tmp_path / "copy")

@@ -9,7 +9,6 @@ Trees of plain data in a folder: JSON, safetensors and npy files, a checksum for
 A checkpoint is written beside its place, synced, and renamed. Whatever happens meanwhile, what was there before stays.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -28,6 +27,7 @@ import safetensors.numpy
 
 from sb3_per_dqn.checkpoint.state import KIND, Tree
 from sb3_per_dqn.replay.memory import available_memory
+from sb3_per_dqn.whole_files import read_file, sha256, sync_folder, write_file
 
 FORMAT = "sb3-per-dqn checkpoint"
 VERSION = 2
@@ -110,19 +110,19 @@ class CheckpointFolder:
             rings: dict[str, dict[str, Any]] = {}
             self._check_room(tree)
             plain = self._plain(tree, "", arrays, rings)
-            _write(beside / "arrays.safetensors", safetensors.numpy.save(arrays))
-            content = {"step": step, "arrays": _sha256((beside / "arrays.safetensors").read_bytes()), "tree": plain}
+            write_file(beside / "arrays.safetensors", safetensors.numpy.save(arrays))
+            content = {"step": step, "arrays": sha256((beside / "arrays.safetensors").read_bytes()), "tree": plain}
             text = json.dumps(content)
-            head = {"format": FORMAT, "version": VERSION, "sha256": _sha256(text.encode())}
-            _write(beside / "tree.json", (json.dumps(head) + "\n" + text).encode())
-            _sync(beside)
-            _sync(blocks)
+            head = {"format": FORMAT, "version": VERSION, "sha256": sha256(text.encode())}
+            write_file(beside / "tree.json", (json.dumps(head) + "\n" + text).encode())
+            sync_folder(beside)
+            sync_folder(blocks)
             aside = self.folder / f".old.{os.getpid()}"
             if self.path(step).exists():  # of an earlier try that was resumed from before it
                 shutil.rmtree(aside, ignore_errors=True)
                 self.path(step).rename(aside)
             beside.rename(self.path(step))
-            _sync(self.folder)
+            sync_folder(self.folder)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
@@ -203,11 +203,11 @@ class CheckpointFolder:
     def _write_block(self, block: Array) -> str:
         file = BytesIO()
         np.save(file, block, allow_pickle=False)
-        name = _sha256(file.getbuffer())
+        name = sha256(file.getbuffer())
         path = self.folder / "blocks" / f"{name}.npy"
         if not path.exists():
             beside = path.with_name(f".{name}.{os.getpid()}")
-            _write(beside, file.getbuffer())
+            write_file(beside, file.getbuffer())
             beside.rename(path)
         return name
 
@@ -243,7 +243,7 @@ class CheckpointFolder:
         content = self._read_tree(step)
         file = self.path(step) / "arrays.safetensors"
         raw = _read(file)
-        if _sha256(raw) != content["arrays"]:
+        if sha256(raw) != content["arrays"]:
             raise CheckpointError(f"{file} is damaged: its checksum is another. {self._way_out(step)}")
         try:
             arrays = safetensors.numpy.load(raw)
@@ -268,7 +268,7 @@ class CheckpointFolder:
                     f"{file} has the format version {head.get('version')!r}, and this package reads {VERSION}: "
                     "resume with the version of the package that wrote it."
                 )
-            if _sha256(text) != head.get("sha256"):
+            if sha256(text) != head.get("sha256"):
                 raise CheckpointError(f"{file} is damaged: its checksum is another. {self._way_out(step)}")
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -305,7 +305,7 @@ class CheckpointFolder:
 
     def _read_large(self, part: dict[str, Any]) -> Array:
         shape, dtype, rows = tuple(part["shape"]), np.dtype(part["dtype"]), part["rows"]
-        if not all(type(size) is int and size > 0 for size in (*shape, rows)) or dtype.hasobject:
+        if not shape or not all(type(size) is int and size > 0 for size in (*shape, rows)) or dtype.hasobject:
             raise CheckpointError(f"{self.folder}: an array of shape {shape}, {dtype} and {rows} rows a block.")
         array = np.zeros(shape, dtype=dtype)
         names = part["blocks"]
@@ -317,7 +317,7 @@ class CheckpointFolder:
             if not BLOCK_NAME.fullmatch(name):
                 raise CheckpointError(f"{self.folder}: {name!r} is no name of a block.")
             raw = _read(self.folder / "blocks" / f"{name}.npy")
-            if _sha256(raw) != name:
+            if sha256(raw) != name:
                 raise CheckpointError(f"{self.folder / 'blocks' / name}.npy is damaged: its checksum is another.")
             block = np.load(BytesIO(raw), allow_pickle=False)
             place = array[i * rows : (i + 1) * rows]
@@ -359,31 +359,7 @@ def _blocks_of(plain: Any) -> Iterator[str]:
             yield from part["blocks"]
 
 
-def _sha256(data: Any) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _write(path: Path, data: Any) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read(path: Path, at_most: int | None = None) -> bytes:
-    try:
-        if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
-            raise CheckpointError(f"{path} is missing, or no ordinary file.")
-        if at_most is not None and path.stat().st_size > at_most:
-            raise CheckpointError(f"{path} is larger than {at_most} bytes.")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if path.parent.is_symlink():  # to a folder outside
+        raise CheckpointError(f"{path} is no ordinary file: {path.parent} is a link.")
+    return read_file(path, CheckpointError, at_most)

@@ -1,0 +1,108 @@
+"""The command that writes a run's model into a folder to share."""
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
+from rl_zoo3.utils import StoreDict, get_model_path, get_saved_hyperparams
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
+
+from sb3_per_dqn import zoo
+from sb3_per_dqn.checks import check_env_id, check_writable
+from sb3_per_dqn.per_double_dqn import PerDoubleDQN
+from sb3_per_dqn.run_settings import arguments_of
+from sb3_per_dqn.score import Score
+from sb3_per_dqn.sharing import export_model
+from sb3_per_dqn.sharing.model_folder import CURVE, check_free
+from sb3_per_dqn.sharing.normalization import normalization_of
+
+
+def _parser(default_env: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("sb3-per-dqn export", allow_abbrev=False)
+    parser.add_argument("--env", default=default_env, metavar="ID", help="environment (%(default)s)")
+    parser.add_argument("-f", "--folder", "--log-folder", default="logs", help="as for train (%(default)s)")
+    parser.add_argument("--exp-id", type=int, default=0, metavar="N", help="number of the run (the latest)")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="where to write; must be empty or not there yet")
+    parser.add_argument(
+        "--games", type=int, metavar="N", help="score the model anew over so many (the score that the run ended with)"
+    )
+    parser.add_argument("--device", default="auto", help="on which to play them (%(default)s)")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="packages that register the environment")
+    return parser
+
+
+def export_run(arguments: list[str], default_env: str) -> str:
+    """
+    :param arguments: of the command
+    :param default_env: environment if they name none
+    :return: what was written, in one line
+    :raises ValueError: if an argument is wrong, or there is no such run; nothing is written then
+    """
+    given = _parser(default_env).parse_args(arguments)
+    for package in given.gym_packages:
+        importlib.import_module(package)
+    check_env_id(given.env)
+    check_free(given.to)
+    check_writable(given.to, "--to")
+    if given.games is not None and given.games < 1:
+        raise ValueError(f"--games={given.games} must be 1 or more.")
+    run_folder, model = saved_run(given.env, given.folder, given.exp_id, given.device)
+    env = model.get_env()
+    assert env is not None
+    try:
+        score = None if given.games else Score.read(run_folder)
+        if score is None or score.steps != model.num_timesteps:
+            score = zoo.measured(model, env, given.games or zoo.EVALUATION_GAMES, deterministic=True)
+        normalization = normalization_of(model)
+        if normalization is not None:
+            normalization.training = True  # whoever trains it further goes on from there
+        curve, video = run_folder / CURVE, run_folder / "videos" / "full-game.mp4"
+        export_model(model, given.to, env_id=given.env, score=score, curve=_if_there(curve), video=_if_there(video))
+    finally:
+        env.close()
+    found = {"plot": curve, "video": video}
+    parts = [f"{what}: {path if path.exists() else 'none'}" for what, path in found.items()]
+    return "; ".join([f"model folder: {given.to}", f"score: {score}", *parts])
+
+
+def saved_run(env_id: str, logs: str, number: int = 0, device: str = "auto") -> tuple[Path, PerDoubleDQN]:
+    """
+    Load the model of a run, from SB3's ``.zip`` (which runs code in it: load only what you trust).
+
+    :param env_id: id of the environment
+    :param logs: the folder given to ``train`` with ``-f``
+    :param number: of the run; 0 is the latest
+    :param device: for the model
+    :return: the run's folder, and the model on one environment in evaluation mode, ``VecNormalize`` around it if it was
+        trained with that
+    :raises AssertionError: if there is no such run
+    :raises ValueError: if there is no model in it
+    """
+    name = EnvironmentName(env_id)
+    _, model_path, folder = get_model_path(number, logs, "per_ddqn", name)
+    saved, stats_path = get_saved_hyperparams(f"{folder}/{name}", norm_reward=True)
+    hyperparams = dict(saved)
+    env_kwargs = _evaluation_env_kwargs(Path(folder), hyperparams)
+    env = zoo.create_evaluation_env(
+        env_id, stats_path=stats_path, should_render=False, hyperparams=hyperparams, env_kwargs=env_kwargs
+    )
+    normalization = unwrap_vec_normalize(env)
+    if normalization is not None:  # whose returns are Monitor's: what becomes of rewards matters to learning alone
+        normalization.norm_reward = hyperparams["normalize_kwargs"].get("norm_reward", True)
+    return Path(folder), PerDoubleDQN.load(model_path, env, device=device)
+
+
+def _evaluation_env_kwargs(run_folder: Path, hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """As the zoo chooses them: those for evaluation, those of the command line, those of the YAML."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--env-kwargs", "--eval-env-kwargs"):
+        parser.add_argument(flag, nargs="+", action=StoreDict)
+    given, _ = parser.parse_known_args(arguments_of(run_folder))
+    kwargs: dict[str, Any] = given.eval_env_kwargs or given.env_kwargs or hyperparams.get("env_kwargs", {})
+    return kwargs
+
+
+def _if_there(path: Path) -> Path | None:
+    return path if path.exists() else None
