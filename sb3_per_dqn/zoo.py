@@ -114,6 +114,7 @@ class RunManager(ExperimentManager):
             result = super().setup_experiment()
         finally:
             if result is None:
+                self._close_evaluation_envs()
                 self._let_go()
                 if self.made_folder:  # an empty run would be the latest, and the one that enjoy looks for
                     shutil.rmtree(self.save_path, ignore_errors=True)
@@ -275,9 +276,12 @@ class RunManager(ExperimentManager):
                 self._let_go()
                 raise
         if not self.guard.interrupted:
-            for callback in self.callbacks:
-                if isinstance(callback, EvalCallback):
-                    callback.eval_env.close()
+            self._close_evaluation_envs()
+
+    def _close_evaluation_envs(self) -> None:
+        for callback in self.callbacks:
+            if isinstance(callback, EvalCallback):
+                callback.eval_env.close()
 
     def _say_how_to_go_on(self, model: BaseAlgorithm, what: str) -> None:
         steps = [] if self.checkpoints is None else self.checkpoints.steps

@@ -1,6 +1,7 @@
 """The documentation holds: its programs run, and the functions, flags and logged quantities that it names exist."""
 
 import csv
+import functools
 import importlib.util
 import re
 import sys
@@ -71,6 +72,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DQN]:
     make = at_most(DQN.__init__, learning_starts=100, gradient_steps=1)
     learn = OffPolicyAlgorithm.learn
 
+    @functools.wraps(DQN.__init__)
     def make_small(self: DQN, *args: Any, buffer_size: int = 10**6, device: Any = "auto", **kwargs: Any) -> None:
         device = "cpu" if device == "cuda" and not th.cuda.is_available() else device
         make(self, *args, buffer_size=min(buffer_size, 10_000), device=device, **kwargs)

@@ -18,6 +18,7 @@ import torch as th
 import yaml
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
+from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import (
@@ -844,7 +845,7 @@ def test_a_buffer_smaller_than_a_batch_is_refused_when_training_starts() -> None
 def test_cartpole_reaches_475(fast: dict[str, Any]) -> None:
     """With the settings that the command line uses; 475 is where the environment counts as solved, and the end."""
     hyperparams = yaml.safe_load((Path(__file__).parent.parent / "hyperparams" / "per_ddqn.yml").read_text())
-    settings = hyperparams["CartPole-v1"]
+    settings = ExperimentManager._preprocess_schedules(hyperparams["CartPole-v1"])
     total_timesteps = int(settings.pop("n_timesteps"))
     settings["policy_kwargs"] = eval(settings["policy_kwargs"])
     model = PerDoubleDQN(env="CartPole-v1", seed=0, device="cpu", **settings, **fast)

@@ -89,6 +89,7 @@ def test_worker_restarts_reach_the_training_workers(tmp_path: Path, monkeypatch:
     bad = run_main("train", *flags, "worker_restarts:-1", logs=tmp_path)
     assert bad.status == 2
     assert "restarts=-1 must be a whole number, 0 or more" in bad.err
+    assert multiprocessing.active_children() == []  # evaluation's, which were there by then
 
 
 @pytest.fixture(scope="module")
