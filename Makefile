@@ -19,7 +19,7 @@ breakout: $(READY) # real Breakout for ten minutes, then score, plot and video
 minatar: $(READY) # MinAtar's Breakout, learned in minutes
 	$(BIN)/sb3-per-dqn train --env MinAtar/Breakout-v0 --conf-file hyperparams/minatar_300k.yml --eval-freq -1 -P
 
-test: lint type pytest
+test: lint type docs pytest
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -32,8 +32,9 @@ lint: $(READY)
 type: $(READY)
 	$(BIN)/mypy
 
+# a file of tests to each core, with one thread of PyTorch; plain pytest does, too
 pytest: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # into site/, from nothing but this folder; any warning ends it (the theme's makers print one about their next product)
 docs: $(VENV)/.docs

@@ -516,6 +516,17 @@ def test_of_a_large_ring_only_new_blocks_are_written(tmp_path: Path, monkeypatch
     assert 100 <= sum(sizes) <= 120
 
 
+def test_a_row_that_ends_a_block_may_be_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BLOCK", 500)  # ten rows
+    folder, rng = CheckpointFolder(tmp_path), np.random.default_rng(0)
+    ring = RawFrames(100, 1, (50,), np.uint8)
+    for step in range(120):  # a checkpoint after each row, so at the ends of blocks too
+        ring.rewrite(step % 100, 0, rng.integers(0, 255, 50, dtype=np.uint8))
+        ring.write((step + 1) % 100, rng.integers(0, 255, (1, 50), dtype=np.uint8))
+        folder.write(step, captured(ring))
+        assert (folder.read()[1]["value"]["value"] == ring._frames).all()
+
+
 @pytest.mark.parametrize("kind", ["a reset between", "a store that moved"])
 def test_no_old_block_is_taken_for_a_new_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that were written anew, or that begin anywhere in the ring: what is read is what there is."""
