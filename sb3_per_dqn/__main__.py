@@ -63,6 +63,7 @@ def run(command: str, arguments: list[str]) -> int:
     """
     # Not at the top: worker processes import this module, and need nothing of the zoo
     from sb3_per_dqn.checkpoint import CheckpointError
+    from sb3_per_dqn.checks import check_values
     from sb3_per_dqn.run_settings import RunSettings, parse_settings, settings_help
 
     try:
@@ -80,6 +81,7 @@ def run(command: str, arguments: list[str]) -> int:
             if {"-h", "--help"} & set(arguments):
                 print(f"our own {settings_help()}")
             settings, arguments = parse_settings(arguments)
+        check_values(arguments)
         zoo.run_command(command, with_defaults(command, arguments), settings)
     except Exception as error:
         if zoo.arose_in_training(error) and not isinstance(error, CheckpointError):

@@ -1,5 +1,7 @@
 """What is wrong with a run's arguments, found before anything is started or written, and the way out."""
 
+import argparse
+import ast
 import difflib
 import inspect
 import os
@@ -44,6 +46,36 @@ def check_env_id(env_id: str) -> None:
     if env_id not in gym.registry:
         near = difflib.get_close_matches(env_id, gym.registry, n=3)
         raise ValueError(f"--env={env_id!r} is not known to gymnasium. Did you mean {', '.join(near) or 'another'}?")
+
+
+def check_values(arguments: list[str]) -> None:
+    """
+    The zoo evaluates values on the command line as Python, where a word without quotes is a name.
+
+    :param arguments: of one of the zoo's commands
+    :raises ValueError: for a value that is such a word, or no Python
+    """
+    from rl_zoo3 import utils  # whose names the zoo's values may use
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flags in (["-params", "--hyperparams"], ["--env-kwargs"], ["--eval-env-kwargs"]):
+        parser.add_argument(*flags, nargs="+", default=[], dest=flags[0])
+    for flag, given in vars(parser.parse_known_args(arguments)[0]).items():
+        for argument in given:
+            name, _, value = argument.partition(":")
+            if not _is_value(value, vars(utils)):
+                raise ValueError(
+                    f"{flag} {argument}: it is NAME:VALUE, with the value as in Python, and words in quotes: "
+                    f"\"{name}:'{value or 'word'}'\"."
+                )
+
+
+def _is_value(text: str, names: dict[str, Any]) -> bool:
+    try:
+        eval(text, dict(names))
+    except Exception:
+        return False
+    return not isinstance(ast.parse(text.strip(), mode="eval").body, ast.Name)  # max is Python, too
 
 
 def check_writable(folder: str, flag: str = "-f (and -tb)") -> None:
@@ -95,8 +127,8 @@ def check_kwargs(arguments: dict[str, Any], algorithm: type[BaseAlgorithm]) -> N
     :param algorithm: which they are for
     :raises ValueError: for a key of ``policy_kwargs`` or ``replay_buffer_kwargs`` that nothing reads
     """
-    policy = algorithm.policy_aliases.get(arguments["policy"], arguments["policy"])
-    if inspect.isclass(policy):
+    policy = algorithm.policy_aliases.get(arguments["policy"])
+    if policy is not None:  # what a class of the user's own reads of its **kwargs, nobody knows
         _check(arguments.get("policy_kwargs") or {}, arguments_of(policy), "policy_kwargs")
     buffer = arguments.get("replay_buffer_class") or PrioritizedReplayBuffer
     _check(arguments.get("replay_buffer_kwargs") or {}, arguments_of(buffer), "replay_buffer_kwargs")

@@ -3,7 +3,8 @@
 import argparse
 import json
 import shutil
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sb3_per_dqn.checkpoint import CheckpointError
 from sb3_per_dqn.checkpoint.run import EVERY
 
 RUN_FILE, CONF_FILE = "run.json", "conf.yml"
+CONF_KINDS = (".yml", ".yaml", ".py")  # the zoo takes names of modules as well
 
 
 @dataclass
@@ -18,12 +20,10 @@ class RunSettings:
     """
     :param every: environment steps from one checkpoint to the next, 0 for none
     :param resume: folder of the run to go on with
-    :param arguments: the zoo's
     """
 
     every: int = EVERY
     resume: Path | None = None
-    arguments: list[str] = field(default_factory=list)
 
     def save(self, manager: Any) -> None:
         """
@@ -32,12 +32,18 @@ class RunSettings:
         :param manager: the zoo's ``ExperimentManager`` of a new run
         """
         folder = Path(manager.save_path)
-        shutil.copyfile(manager.config, folder / CONF_FILE)  # the original may change
+        conf = None
+        if manager.config.endswith(CONF_KINDS):
+            conf = Path(CONF_FILE).with_suffix(Path(manager.config).suffix).name
+            shutil.copyfile(manager.config, folder / conf)  # the original may change
         # The zoo adds the environment to the folder; without one there are no curves
         curves = manager.tensorboard_log and str(Path(manager.tensorboard_log).absolute().parent)
-        fixed = ["--seed", str(manager.seed), "-tb", curves or ""]
+        # A script of the user's own has other defaults than our command line
+        fixed = ["--algo", manager.algo, "--env", str(manager.env_name.gym_id)]
+        fixed += ["--seed", str(manager.seed), "-tb", curves or ""]
         every = 0 if manager.checkpoints is None else self.every  # of SB3's algorithms there are none
-        run = {"arguments": [*self.arguments, *fixed], "every": every, "folder": str(folder.absolute())}
+        arguments = [*sys.argv[1:], *fixed]  # where the zoo reads them, whoever called it
+        run = {"arguments": arguments, "every": every, "folder": str(folder.absolute()), "conf": conf}
         (folder / RUN_FILE).write_text(json.dumps(run, indent=1))
 
 
@@ -79,25 +85,35 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
         every = EVERY if ours.checkpoint_every is None else ours.checkpoint_every
         if every < 0:
             raise ValueError(f"--checkpoint-every={every} must be a number of steps, or 0 for none.")
-        return RunSettings(every, arguments=rest), rest
+        return RunSettings(every), rest
     if rest or ours.checkpoint_every is not None:
         raise ValueError(f"--resume {ours.resume}: a run goes on with its own arguments; drop the others.")
-    file = ours.resume / RUN_FILE
-    try:
-        run = json.loads(file.read_text())
-        arguments, every, original = run["arguments"], run["every"], Path(run.get("folder", ours.resume))
-        if not (isinstance(every, int) and all(isinstance(argument, str) for argument in arguments)):
-            raise TypeError
-    except OSError as error:
-        raise CheckpointError(f"--resume {ours.resume}: no run of this package ({error}).") from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"--resume {ours.resume}: {file} is damaged.") from None
+    arguments, every, original, conf = _read_run(ours.resume)
     if every < 1:
         raise CheckpointError(
             f"--resume {ours.resume}: the run has no checkpoints (--checkpoint-every 0, or another --algo)."
         )
     has_curves = bool(arguments and arguments[-1])  # as save() wrote them
-    arguments = [*arguments, "--conf-file", str(ours.resume / CONF_FILE)]
+    if conf is not None:
+        arguments = [*arguments, "--conf-file", str(ours.resume / conf)]
     if has_curves and original.exists() and not original.samefile(ours.resume):
         arguments += ["-tb", str(ours.resume / "tensorboard")]  # a copy leaves the original's alone
-    return RunSettings(every, ours.resume, arguments), arguments
+    return RunSettings(every, ours.resume), arguments
+
+
+def _read_run(folder: Path) -> tuple[list[str], int, Path, str | None]:
+    """What ``save()`` wrote: the zoo's arguments, steps between checkpoints, the run's folder, its settings' file."""
+    file = folder / RUN_FILE
+    try:
+        run = json.loads(file.read_text())
+        arguments, every, original = run["arguments"], run["every"], Path(run.get("folder", folder))
+        conf = run.get("conf", CONF_FILE)
+        if not (isinstance(every, int) and all(isinstance(argument, str) for argument in arguments)):
+            raise TypeError
+        if conf is not None and Path(conf).name != conf:
+            raise ValueError
+    except OSError as error:
+        raise CheckpointError(f"--resume {folder}: no run of this package ({error}).") from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"--resume {folder}: {file} is damaged.") from None
+    return arguments, every, original, conf

@@ -18,6 +18,7 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import RLock
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -93,6 +94,7 @@ class RunManager(ExperimentManager):
         if self.vec_env_class is SubprocVecEnv:
             self.vec_env_class = WorkerVecEnv
         self.made_folder = False
+        self.replacing = RLock()  # of -optimize with several --n-jobs, each makes environments
         self.guard = InterruptGuard()
         self.evaluation_wrapper: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None
         self.model_arguments: dict[str, Any] = {}
@@ -137,11 +139,27 @@ class RunManager(ExperimentManager):
         """
         if self.config.endswith((".yml", ".yaml", ".py")) and not os.path.isfile(self.config):
             raise ValueError(f"--conf-file={self.config}: there is no such file.")
+        if self.trial_id is not None:
+            trial = self._parameters_of_trial()
+            self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
         hyperparams, saved = super().read_hyperparameters()
         check_keys(hyperparams, ALGOS[self.algo], length_is_given=self.n_timesteps > 0)
         return hyperparams, saved
 
+    def _parameters_of_trial(self) -> dict[str, Any]:
+        """The zoo reads them too, but takes number 0 for none."""
+        if not (self.storage and self.study_name):
+            raise ValueError(f"--trial-id={self.trial_id}: say of which study, with --storage and --study-name.")
+        try:
+            return dict(self.load_trial(self.storage, self.study_name, self.trial_id))
+        except (IndexError, KeyError):
+            raise ValueError(
+                f"--trial-id={self.trial_id}: no such trial has been made in --study-name={self.study_name} of "
+                f"--storage={self.storage}."
+            ) from None
+
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        hyperparams.setdefault("n_timesteps", self.n_timesteps)  # the zoo wants it in the file even if -n is given
         self.emulators = hyperparams.pop("emulators", "processes")
         if self.emulators != "processes":
             self.wrapper_kwargs = native_wrapper_kwargs(hyperparams)
@@ -229,7 +247,7 @@ class RunManager(ExperimentManager):
         :param no_log: write no ``Monitor`` files
         :return: the vectorized environment, wrapped
         """
-        settings: dict[str, Any] = {"env_wrapper": self.evaluation_wrapper if eval_env else self.env_wrapper}
+        settings: dict[str, Any] = {"env_wrapper": self.evaluation_wrapper} if eval_env else {}
         monitor_kwargs = self.monitor_kwargs
         if self.settings.resume is not None and not eval_env:
             monitor_kwargs = settings["monitor_kwargs"] = {**monitor_kwargs, "override_existing": False}
@@ -248,7 +266,7 @@ class RunManager(ExperimentManager):
                 emulators=self.emulators,
             )
             settings |= {"vec_env_class": lambda _: make_games(), "frame_stack": None}
-        with _replaced(self, **settings):
+        with self.replacing, _replaced(self, **settings):
             return super().create_envs(n_envs, eval_env, no_log)
 
     def learn(self, model: BaseAlgorithm) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import rl_zoo3.train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_per_dqn import PerDoubleDQN
 from sb3_per_dqn.callbacks import RunRecorder
 from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints
-from sb3_per_dqn.run_settings import parse_settings
+from sb3_per_dqn.run_settings import RunSettings, parse_settings
 from sb3_per_dqn.zoo import RunManager
 from tests.test_checkpoint import fingerprint
 from tests.test_zoo import run_main
@@ -151,6 +152,39 @@ def test_a_copy_leaves_the_original_as_it_was(tmp_path: Path, monkeypatch: pytes
     after = {path: path.read_bytes() for path in (tmp_path / "logs").rglob("*") if path.is_file()}
     assert after == before
     assert list(copy.glob("tensorboard/CartPole-v1/*/events*"))
+
+
+@pytest.mark.parametrize("conf_file", ["settings_of_mine.py", "settings_of_mine"])
+def test_settings_in_python_are_found_again(conf_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is kept, as it may change; a module stays where it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = tmp_path / "settings_of_mine.py"
+    settings.write_text(
+        'hyperparams = {"CartPole-v1": dict(policy="MlpPolicy", n_timesteps=10, prioritized_replay_eps=0.5)}'
+    )
+    short = ["-n", "300", "--eval-freq", "-1", "--conf-file", conf_file]
+    run = run_main("train", *ARGUMENTS, *short, logs=tmp_path / "logs", env_id="CartPole-v1")
+    assert run.status == 0, run.err
+    if conf_file == settings.name:
+        settings.unlink()
+    (run.folder / "CartPole-v1.zip").unlink()
+    resumed = run_main("train", "--resume", str(run.folder))
+    assert resumed.status == 0, resumed.err
+    assert PerDoubleDQN.load(run.folder / "CartPole-v1.zip").prioritized_replay_eps == 0.5
+
+
+def test_a_run_of_ones_own_script_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the zoo's defaults, which are others than the command line's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(RunManager, "settings", RunSettings())
+    monkeypatch.setattr(sys, "argv", ["script.py", "--algo", "per_ddqn", "-n", "300", "--eval-freq", "-1"])
+    rl_zoo3.train.train()
+    model = tmp_path / "logs" / "per_ddqn" / "CartPole-v1_1" / "CartPole-v1.zip"
+    model.unlink()
+    resumed = run_main("train", "--resume", str(model.parent))
+    assert resumed.status == 0, resumed.err
+    assert model.exists()
 
 
 def test_a_run_without_curves_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,10 +104,14 @@ def test_optimize_and_train_the_best(tmp_path: Path) -> None:
     (report,) = (tmp_path / "logs" / "per_ddqn").glob("report_CartPole-v1_*.csv")
     columns = report.read_text().splitlines()[0]
     assert all(f"params_{name}" in columns for name in OURS)
-    again = run_main("train", *common, *study, "--trial-id", "1", logs=tmp_path / "logs", env_id="CartPole-v1")
+    none = run_main("train", *common, *study, "--trial-id", "2", logs=tmp_path / "logs")
+    assert none.status == 2
+    assert "--trial-id=2: no such trial" in none.err
+    number = 0  # which the zoo takes for none given
+    again = run_main("train", *common, *study, "--trial-id", str(number), logs=tmp_path / "logs", env_id="CartPole-v1")
     assert again.status == 0, again.err
     backend = optuna.storages.journal.JournalFileBackend(str(storage))
-    trial = optuna.load_study(study_name="ours", storage=optuna.storages.JournalStorage(backend)).trials[1]
+    trial = optuna.load_study(study_name="ours", storage=optuna.storages.JournalStorage(backend)).trials[number]
     model = PerDoubleDQN.load(again.folder / "CartPole-v1.zip")
     assert model.prioritized_replay_alpha == trial.params["prioritized_replay_alpha"]
     assert model.n_steps == trial.params["n_steps"]

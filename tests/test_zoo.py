@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import cv2
@@ -33,9 +34,9 @@ from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.monitor import load_results
 
-from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, atari, zoo
+from sb3_per_dqn import DeviceReplayBuffer, MlpPolicy, PerDoubleDQN, atari, zoo
 from sb3_per_dqn.__main__ import COMMANDS, main, with_defaults
-from sb3_per_dqn.checks import warn_of_early_joints
+from sb3_per_dqn.checks import check_keys, check_kwargs, warn_of_early_joints
 from sb3_per_dqn.plots import draw_learning_curves, read_columns, running_mean
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
@@ -415,6 +416,10 @@ class TestBadInput:
             (["train", "--env", "CartPole-v1", "-params", "n_env:1"], ["n_env", "n_envs?"]),
             (["train", "--env", "CartPole-v1", "-params", "policy_kwargs:{'duelling':1}"], ["duelling", "dueling?"]),
             (["train", "--env", "CartPole-v1", "-params", "replay_buffer_kwargs:{'alfa':1}"], ["alfa", "alpha?"]),
+            (["train", "--env", "CartPole-v1", "-params", "speedups:max"], ["-params", "speedups:'max'"]),
+            (["train", "--env", "CartPole-v1", "-params", "gamma:0,9x"], ["gamma:0,9x"]),
+            (["enjoy", "--env", "CartPole-v1", "--env-kwargs", "render_mode"], ["render_mode:'word'"]),
+            (["train", "--env", "CartPole-v1", "--trial-id", "0"], ["--trial-id=0", "--storage"]),
             (["train", "--env", "CartPole-v1", "--algo", "per_dqn"], ["per_dqn", "per_ddqn?"]),
             (["enjoy", "--env", "CartPole-v1", "--algo", "perdqn"], ["perdqn", "per_ddqn?"]),
             (["train", "-params", "n_envs:2", "exploration:[[0.5,1],[0,0]]"], ["exploration", "(0.0, 0.0)"]),
@@ -440,6 +445,13 @@ class TestBadInput:
         (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
         run = run_main("train", "--env", "CartPole-v1", "-conf", str(tmp_path / "conf.yml"), logs=tmp_path / "logs")
         _assert_one_line(run, "n_timesteps is missing")
+
+    def test_a_length_that_is_given_need_not_be_in_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
+        conf_file = ["-conf", str(tmp_path / "conf.yml"), "--eval-freq", "-1"]
+        run = run_main("train", *SHORT_CARTPOLE, *conf_file, logs=tmp_path, env_id="CartPole-v1")
+        assert run.status == 0, run.err
+        assert PerDoubleDQN.load(run.folder / "CartPole-v1.zip").num_timesteps == 400
 
     @pytest.mark.parametrize(
         ("make", "words"),
@@ -572,6 +584,52 @@ class TestArguments:
         model = PerDoubleDQN.load(run.folder / "CartPole-v1.zip")
         assert model.replay_buffer_class is DeviceReplayBuffer
         assert model._n_updates > 0
+
+    def test_evaluation_of_one_trial_leaves_the_training_of_another_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As with ``-optimize --n-jobs 2``: another thread makes its environments while one makes its evaluation's."""
+        manager = zoo.RunManager(None, "per_ddqn", BREAKOUT, str(tmp_path))
+        manager.env_wrapper, manager.evaluation_wrapper = "training", "evaluation"
+        seen = []
+        other = Thread(target=manager.create_envs, args=(1,))
+
+        def create_envs(self: Any, n_envs: int, eval_env: bool, no_log: bool) -> Any:
+            seen.append((eval_env, self.env_wrapper))
+            if eval_env:
+                other.start()
+                other.join(0.2)  # it waits for us; without waiting it would be through
+
+        monkeypatch.setattr(ExperimentManager, "create_envs", create_envs)
+        manager.create_envs(1, eval_env=True)
+        other.join()
+        assert seen == [(True, "evaluation"), (False, "training")]
+        assert manager.env_wrapper == "training"
+
+    def test_nothing_of_the_zoos_own_files_is_refused(self) -> None:
+        checked = 0
+        for file in sorted((Path(rl_zoo3.__file__).parent / "hyperparams").glob("*.yml")):
+            if (algorithm := rl_zoo3.ALGOS.get(file.stem)) is None:
+                continue  # her.yml, of a class that SB3 no longer has
+            for hyperparams in yaml.safe_load(file.read_text()).values():
+                check_keys(hyperparams, algorithm, length_is_given=False)
+                names = {"policy_kwargs", "replay_buffer_kwargs", "replay_buffer_class"} & hyperparams.keys()
+                values = {name: hyperparams[name] for name in names}
+                evaluated = {
+                    name: eval(value, vars(rl_zoo3.exp_manager)) if isinstance(value, str) else value
+                    for name, value in values.items()
+                }
+                check_kwargs({"policy": hyperparams["policy"], **evaluated}, algorithm)
+                checked += 1
+        assert checked > 100
+
+    def test_a_policy_of_the_users_own_may_read_what_it_likes(self) -> None:
+        class Own(MlpPolicy):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                self.mine = kwargs.pop("mine")
+                super().__init__(*args, **kwargs)
+
+        check_kwargs({"policy": Own, "policy_kwargs": {"mine": 1}}, PerDoubleDQN)
 
     def test_other_wrappers_stay_as_they_are(self) -> None:
         hyperparams = {"env_wrapper": ["stable_baselines3.common.atari_wrappers.AtariWrapper"], "frame_stack": 4}
