@@ -504,6 +504,22 @@ class TestBadInput:
         with pytest.warns(UserWarning, match=r"epsilon is down from 1 to 0\.01 when learning starts, at step 16383"):
             warn_of_early_joints(model, 20_000)
 
+    @pytest.mark.parametrize("error", [MemoryError("std::bad_alloc"), OSError(28, "No space left on device")])
+    def test_what_runs_out_while_training_is_said_with_the_way_on(
+        self, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def run_out(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(PerDoubleDQN, "train", run_out)
+        flags = [*SHORT_CARTPOLE, "-f", str(tmp_path), "--eval-freq", "-1", "-P", *CARTPOLE_PARAMS]
+        monkeypatch.setattr(sys, "argv", ["sb3-per-dqn", "train", *flags])
+        with pytest.raises(type(error)):
+            main()
+        folder = tmp_path / "per_ddqn" / "CartPole-v1_1"
+        said = f"training failed at step 104; sb3-per-dqn train --resume {folder} goes on from step 0."
+        assert said in capsys.readouterr().err
+
     def test_an_error_of_training_itself_keeps_its_traceback(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
