@@ -131,7 +131,8 @@ def check_kwargs(arguments: dict[str, Any], algorithm: type[BaseAlgorithm]) -> N
     if policy is not None:  # what a class of the user's own reads of its **kwargs, nobody knows
         _check(arguments.get("policy_kwargs") or {}, arguments_of(policy), "policy_kwargs")
     buffer = arguments.get("replay_buffer_class") or PrioritizedReplayBuffer
-    _check(arguments.get("replay_buffer_kwargs") or {}, arguments_of(buffer), "replay_buffer_kwargs")
+    if buffer.__module__.split(".")[0] in ("sb3_per_dqn", "stable_baselines3"):  # likewise
+        _check(arguments.get("replay_buffer_kwargs") or {}, arguments_of(buffer), "replay_buffer_kwargs")
 
 
 def arguments_of(kind: type[Any]) -> set[str]:

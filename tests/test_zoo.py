@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from rl_zoo3.exp_manager import ExperimentManager
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.monitor import load_results
 
 from sb3_per_dqn import DeviceReplayBuffer, MlpPolicy, PerDoubleDQN, atari, zoo
@@ -639,13 +640,15 @@ class TestArguments:
                 checked += 1
         assert checked > 100
 
-    def test_a_policy_of_the_users_own_may_read_what_it_likes(self) -> None:
-        class Own(MlpPolicy):
+    @pytest.mark.parametrize(("name", "base"), [("policy", MlpPolicy), ("replay_buffer", ReplayBuffer)])
+    def test_a_class_of_the_users_own_may_read_what_it_likes(self, name: str, base: Any) -> None:
+        class Own(base):  # type: ignore[misc]
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 self.mine = kwargs.pop("mine")
                 super().__init__(*args, **kwargs)
 
-        check_kwargs({"policy": Own, "policy_kwargs": {"mine": 1}}, PerDoubleDQN)
+        key = name if name == "policy" else f"{name}_class"
+        check_kwargs({"policy": "MlpPolicy", key: Own, f"{name}_kwargs": {"mine": 1}}, PerDoubleDQN)
 
     def test_other_wrappers_stay_as_they_are(self) -> None:
         hyperparams = {"env_wrapper": ["stable_baselines3.common.atari_wrappers.AtariWrapper"], "frame_stack": 4}
