@@ -13,7 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -469,7 +469,7 @@ def run_command(command: str, arguments: list[str], settings: RunSettings | None
     elif command in ("enjoy", "record_video", "record_training"):
         try:
             ALGOS["per_ddqn"] = WatchedModel
-            with _tools_of_record_training():
+            with _tools_of_record_training() if command == "record_training" else nullcontext():
                 runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
         finally:
             register()
