@@ -462,19 +462,23 @@ def run_command(command: str, arguments: list[str], settings: RunSettings | None
     :param arguments: the command's arguments
     :param settings: of ``train``, which the zoo knows nothing of
     """
-    RunManager.settings = settings or RunSettings()
-    sys.argv = [f"sb3-per-dqn {command}", *arguments]
-    if command == "train":
-        rl_zoo3.train.train()
-    elif command in ("enjoy", "record_video", "record_training"):
-        try:
-            ALGOS["per_ddqn"] = WatchedModel
-            with _tools_of_record_training() if command == "record_training" else nullcontext():
-                runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
-        finally:
-            register()
-    else:
-        getattr(importlib.import_module("rl_zoo3.plots"), command)()
+    own = settings or RunSettings()
+    with _replaced(sys, argv=[f"sb3-per-dqn {command}", *arguments]), _replaced(RunManager, settings=own):
+        if command == "train":
+            rl_zoo3.train.train()
+        elif command in ("enjoy", "record_video", "record_training"):
+            _watch(command)
+        else:
+            getattr(importlib.import_module("rl_zoo3.plots"), command)()
+
+
+def _watch(command: str) -> None:
+    try:
+        ALGOS["per_ddqn"] = WatchedModel
+        with _tools_of_record_training() if command == "record_training" else nullcontext():
+            runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
+    finally:
+        register()
 
 
 @contextmanager
@@ -524,11 +528,16 @@ def register() -> None:
 def _replaced(target: object, **attributes: Any) -> Iterator[None]:
     """Give ``target`` other attributes for a while."""
     before = {name: getattr(target, name) for name in attributes}
-    vars(target).update(attributes)
+    _set(target, attributes)
     try:
         yield
     finally:
-        vars(target).update(before)
+        _set(target, before)
+
+
+def _set(target: object, attributes: dict[str, Any]) -> None:
+    for name, value in attributes.items():
+        setattr(target, name, value)
 
 
 def _result_or_reason(make: Callable[[], Any]) -> str:

@@ -177,7 +177,6 @@ def test_settings_in_python_are_found_again(conf_file: str, tmp_path: Path, monk
 def test_a_run_of_ones_own_script_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the zoo's defaults, which are others than the command line's."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(RunManager, "settings", RunSettings())
     monkeypatch.setattr(sys, "argv", ["script.py", "--algo", "per_ddqn", "-n", "300", "--eval-freq", "-1"])
     rl_zoo3.train.train()
     model = tmp_path / "logs" / "per_ddqn" / "CartPole-v1_1" / "CartPole-v1.zip"
@@ -185,6 +184,7 @@ def test_a_run_of_ones_own_script_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     resumed = run_main("train", "--resume", str(model.parent))
     assert resumed.status == 0, resumed.err
     assert model.exists()
+    assert RunManager.settings == RunSettings()  # the next run in this process begins anew
 
 
 def test_a_run_without_curves_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
