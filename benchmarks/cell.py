@@ -140,15 +140,7 @@ def _without_dueling(arguments: dict[str, Any], algo: str) -> None:
         arguments["policy"] = "MlpPolicy"
         arguments["policy_kwargs"] = {"features_extractor_class": MinAtarCNN, "net_arch": [], **kwargs}
     elif policy not in ALGORITHMS[algo].policy_aliases:
-        raise ValueError(f"policy={given_name(policy)} is not known to {algo}.")
-
-
-def given_name(policy: Any) -> str:
-    """
-    :param policy: a class, or its name
-    :return: its name
-    """
-    return getattr(policy, "__name__", str(policy))
+        raise ValueError(f"policy={policy!r} is not known to {algo}; there are MinAtarPolicy and SB3's names.")
 
 
 class _Progress(BaseCallback):
