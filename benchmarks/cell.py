@@ -117,7 +117,9 @@ def make_model(cell: Cell, env: VecEnv) -> OffPolicyAlgorithm:
     """
     given = cell.settings["hyperparameters"]
     arguments = {key: value for key, value in given.items() if key not in FOR_THE_ENVIRONMENT}
-    arguments["policy_kwargs"] = eval(arguments.get("policy_kwargs", "{}"))  # as the zoo reads them
+    for name in ("policy_kwargs", "replay_buffer_kwargs"):
+        value = arguments.get(name, {})
+        arguments[name] = eval(value) if isinstance(value, str) else dict(value)  # as the zoo reads them
     arguments = ExperimentManager._preprocess_schedules(arguments)
     if "." in arguments["policy"]:
         arguments["policy"] = get_class_by_name(arguments["policy"])

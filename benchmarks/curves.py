@@ -6,7 +6,7 @@ Pictures and tables of a grid's results, which ``benchmarks.learning`` has made.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks.aggregate import interquartile_mean, interval
 from benchmarks.grid import Grid, read_grid
@@ -26,17 +27,18 @@ SCORES = {LAST: lambda row: row["last_100"], "evaluation": lambda row: float(np.
 Array = npt.NDArray[np.float64]
 
 
-def runs_of(rows: Sequence[Row], grid: Grid, game: str) -> Iterator[tuple[str, list[Row]]]:
+def runs_of(rows: Sequence[Row], grid: Grid, game: str) -> dict[str, list[Row]]:
     """
     :param rows: of a grid
     :param grid: the grid
     :param game: of it
-    :return: each variant that has runs of that game, in the grid's order, and these, by seed
+    :return: for each variant that has runs of that game, in the grid's order, these runs by seed
     """
-    for variant in grid.labels:
-        runs = [row for row in rows if (row["game"], row["variant"]) == (game, variant)]
-        if runs:
-            yield variant, sorted(runs, key=lambda row: int(row["seed"]))
+    runs: dict[str, list[Row]] = {variant: [] for variant in grid.labels}
+    for row in sorted(rows, key=lambda row: int(row["seed"])):
+        if row["game"] == game and row["variant"] in runs:
+            runs[row["variant"]].append(row)
+    return {variant: of_variant for variant, of_variant in runs.items() if of_variant}
 
 
 def games_of(rows: Sequence[Row], grid: Grid) -> list[str]:
@@ -58,29 +60,36 @@ def draw_curves(rows: Sequence[Row], grid: Grid, path: Path) -> None:
     games = games_of(rows, grid)
     wide = min(len(games), PANELS_A_LINE)
     high = -(-len(games) // PANELS_A_LINE)
-    figure = Figure(figsize=(8, 4.5) if len(games) == 1 else (5 * wide, 3.8 * high), layout="constrained")
+    figure = Figure(figsize=(8, 5.5) if len(games) == 1 else (5 * wide, 3.6 * high + 0.8), layout="constrained")
     axes = figure.subplots(high, wide, squeeze=False).flat
+    lines = {}
     for ax, game in zip(axes, games, strict=False):
-        _draw_game(ax, game, runs_of(rows, grid, game), grid)
+        lines |= _draw_game(ax, game, runs_of(rows, grid, game), grid)
     for ax in axes[len(games) :]:
         ax.axis("off")
+    title = "mean over seeds; band: lowest to highest"
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=2 * wide, title=title)
     figure.savefig(path, dpi=100)
 
 
-def _draw_game(ax: Axes, game: str, variants: Iterator[tuple[str, list[Row]]], grid: Grid) -> None:
-    colours = {variant: f"C{number % 10}" for number, variant in enumerate(grid.labels)}
-    for variant, runs in variants:
+def _colour(grid: Grid, variant: str) -> str:
+    return f"C{list(grid.labels).index(variant) % 10}"
+
+
+def _draw_game(ax: Axes, game: str, variants: dict[str, list[Row]], grid: Grid) -> dict[str, Line2D]:
+    lines = {}
+    for variant, runs in variants.items():
         steps = np.arange(1, CURVE_POINTS + 1) * max(row["steps"] for row in runs) / CURVE_POINTS
         curves = np.array([row["curve"] for row in runs], dtype=float)  # None becomes NaN
-        seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
-        ax.plot(steps, curves.mean(axis=0), color=colours[variant], label=f"{grid.labels[variant]} ({seeds})")
-        low, high = curves.min(axis=0), curves.max(axis=0)
-        ax.fill_between(steps, low, high, color=colours[variant], alpha=0.2, linewidth=0)
-    ax.set_title(game)
+        colour = _colour(grid, variant)
+        (lines[grid.labels[variant]],) = ax.plot(steps, curves.mean(axis=0), color=colour)
+        ax.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+    seeds = sorted({len(runs) for runs in variants.values()})
+    ax.set_title(f"{game} ({'–'.join(map(str, seeds))} seed{'s' * (seeds != [1])})")
     ax.set_xlabel("environment steps")
     ax.set_ylabel(f"return, mean of the {LAST}")
     ax.set_xlim(left=0)
-    ax.legend(title="mean; band: lowest to highest seed", fontsize="small", title_fontsize="small")
+    return lines
 
 
 def table(rows: Sequence[Row], grid: Grid, game: str) -> str:
@@ -91,7 +100,7 @@ def table(rows: Sequence[Row], grid: Grid, game: str) -> str:
     :return: in Markdown
     """
     lines = [f"| {game} | seeds | {' | '.join(SCORES)} | seconds |", "|---|---|---|---|---|"]
-    for variant, runs in runs_of(rows, grid, game):
+    for variant, runs in runs_of(rows, grid, game).items():
         seconds = [row["seconds"] for row in runs]
         cells = [_spread([score(row) for row in runs]) for score in SCORES.values()]
         if len(runs) == 1:
@@ -122,7 +131,7 @@ def normalized(rows: Sequence[Row], grid: Grid, score: str) -> dict[str, list[Ar
     for variant in grid.labels:
         of_game: list[dict[int, float]] = []
         for game, (low, high) in grid.references.items():
-            runs = dict(runs_of(rows, grid, game)).get(variant, [])
+            runs = runs_of(rows, grid, game).get(variant, [])
             of_game.append({row["seed"]: (SCORES[score](row) - low) / (high - low) for row in runs})
         seeds = set.intersection(*map(set, of_game))
         if seeds:
@@ -174,8 +183,9 @@ def draw_aggregate(intervals: Intervals, grid: Grid, path: Path) -> None:
     for ax, (score, of_score) in zip(axes, intervals.items(), strict=True):
         for row, variant in enumerate(variants):
             iqm, low, high, _ = of_score[variant]
-            ax.plot([low, high], [row, row], color=f"C{row % 10}", linewidth=8, alpha=0.4, solid_capstyle="butt")
-            ax.plot(iqm, row, "|", color=f"C{row % 10}", markersize=14, markeredgewidth=3)
+            colour = _colour(grid, variant)
+            ax.plot([low, high], [row, row], color=colour, linewidth=8, alpha=0.4, solid_capstyle="butt")
+            ax.plot(iqm, row, "|", color=colour, markersize=14, markeredgewidth=3)
         ax.set_title(score)
         ax.set_xlabel("normalized score: IQM and 95% interval")
         ax.grid(axis="x", alpha=0.4)

@@ -40,9 +40,7 @@ ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"dqn": DQN, "qrdqn": QRDQN, "
 FOR_THE_ENVIRONMENT = {"env_wrapper", "frame_stack", "n_envs", "n_timesteps"}
 FOR_ALL = {"exploration"}  # an argument of ours, but others can be given the same schedule
 OURS_ALONE = arguments_of(PerDoubleDQN) - arguments_of(DQN) - FOR_ALL
-GRID_KEYS = {
-    *("conf_file", "games", "seeds", "n_timesteps", "evaluation_episodes", "set", "reference", "variants"),
-}
+GRID_KEYS = {"conf_file", "games", "seeds", "n_timesteps", "evaluation_episodes", "set", "reference", "variants"}
 VARIANT_KEYS = {"algo", "label", "conf_file", "set", "games"}
 NAME = re.compile(r"\w[\w.-]*")
 
@@ -128,6 +126,7 @@ def read_grid(given: str) -> Grid:
 def _grid(name: str, given: dict[str, Any]) -> Grid:
     _check_keys(given, GRID_KEYS, "in the grid", needed=("conf_file", "games", "seeds", "variants"))
     games, seeds, variants = given["games"], given["seeds"], given["variants"]
+    _check_keys(given.get("set", {}), None, "in set")
     _check_list("games", games, str)
     _check_list("seeds", seeds, int)
     if not isinstance(variants, dict) or not variants:
@@ -152,12 +151,13 @@ def _settings(grid: dict[str, Any], game: str, variant: str) -> dict[str, Any]:
     of_file = _yaml(_path(conf_file))
     if game not in of_file:
         raise ValueError(f"games: {game} is not in {conf_file}; there are {', '.join(map(str, of_file))}.")
-    of_all = {**of_file[game], **grid.get("set", {})}
+    _check_keys(of_file[game], None, f"for {game} in {conf_file}")
+    length = {"n_timesteps": grid["n_timesteps"]} if "n_timesteps" in grid else {}
+    of_all = {**of_file[game], **grid.get("set", {}), **length}
     if algorithm is not PerDoubleDQN:
         of_all = {key: value for key, value in of_all.items() if key not in OURS_ALONE}
     hyperparameters = {**of_all, **given.get("set", {}), **given.get("games", {}).get(game, {})}
-    n_timesteps = grid.get("n_timesteps", hyperparameters.pop("n_timesteps", None))
-    hyperparameters.pop("n_timesteps", None)
+    n_timesteps = hyperparameters.pop("n_timesteps", None)
     _check_hyperparameters(hyperparameters, algorithm, f"{variant}, {game}")
     episodes = grid.get("evaluation_episodes", 30)
     for name, value in (("n_timesteps", n_timesteps), ("evaluation_episodes", episodes)):

@@ -118,6 +118,7 @@ def test_an_interrupted_grid_goes_on_with_the_same_rows(whole: Path, tmp_path: P
         ({"variants": {"a": {"algo": "dqn", "games": {"Acrobot-v1": {}}}}}, "nothing reads 'Acrobot-v1' in games of"),
         ({"variants": {"a": {"algo": "dqn", "set": {"policy_kwargs": "dict(net=[8])"}}}}, "CartPole-v1, a: .*'net'"),
         ({"variants": {"a": {"algo": "dqn", "set": {"frame_stack": 4}}}}, "frame_stack=4 is for env_wrapper"),
+        ({"set": [1]}, "must be names with values"),
         ({"reference": {"CartPole": 500}}, "did you mean CartPole-v1?"),
         ({"reference": {"CartPole-v1": [9, 9]}}, "must be a score, or .low, high. that differ"),
     ],
@@ -171,9 +172,11 @@ def test_seed_by_seed_and_what_a_variant_gets(tmp_path: Path) -> None:
         "ours": {"algo": "per_ddqn", "set": {"gamma": 0.9}, "games": {"Acrobot-v1": {"gamma": 0.8}}},
     }
     changes = {"games": ["CartPole-v1", "Acrobot-v1"], "seeds": [3, 1], "set": {"double_q": False, "gamma": 0.5}}
-    cells = read_grid(write_grid(tmp_path, variants=variants, **changes)).cells
+    variants["ours"]["games"]["CartPole-v1"] = {"n_timesteps": 50}
+    cells = read_grid(write_grid(tmp_path, n_timesteps=70, variants=variants, **changes)).cells
     expected = product((3, 1), ("CartPole-v1", "Acrobot-v1"), ("dqn", "ours"))
     assert [(cell.seed, cell.game, cell.variant) for cell in cells] == list(expected)
+    assert [cell.settings["n_timesteps"] for cell in cells[:4]] == [70, 50, 70, 70]
     assert [cell.settings["hyperparameters"]["gamma"] for cell in cells[:4]] == [0.5, 0.9, 0.5, 0.8]
     assert ["double_q" in cell.settings["hyperparameters"] for cell in cells[:2]] == [False, True]
 
