@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from rl_zoo3.exp_manager import ExperimentManager
@@ -39,6 +40,7 @@ LOG = "log.txt"  # in a run's folder: warnings, and what went wrong
 ROW = "row.json"  # the result
 INTERRUPTED = 128 + signal.SIGTERM
 SECONDS_A_LINE = 60
+EVALUATION_MAX_STEPS = 10_000  # of a game without a limit of its own, where a greedy policy may stand still for ever
 PACKAGES = ("sb3-per-dqn", "stable-baselines3", "sb3-contrib", "torch", "numpy", "gymnasium", "ale-py", "minatar")
 
 
@@ -92,7 +94,8 @@ def make_env(cell: Cell, seed: int, n_envs: int, evaluation: bool = False, **kwa
     :param cell: a run
     :param seed: of the first environment
     :param n_envs: how many
-    :param evaluation: whole Atari games for their own score, with no-op starts; other environments are the same
+    :param evaluation: whole Atari games for their own score, with no-op starts; other environments are the same, but
+        none lasts for ever
     :param kwargs: of SB3's ``make_vec_env`` and of ``make_atari_vec_env``
     :return: the environments
     """
@@ -104,6 +107,8 @@ def make_env(cell: Cell, seed: int, n_envs: int, evaluation: bool = False, **kwa
         return make_atari_vec_env(cell.game, n_envs, seed, frame_stack=stack, evaluation=evaluation, **kwargs)
     if "frame_stack" in given:
         raise ValueError(f"frame_stack={given['frame_stack']!r} is for env_wrapper: {GAME_WRAPPER}: leave it out.")
+    if evaluation and gym.spec(cell.game).max_episode_steps is None:
+        kwargs["env_kwargs"] = {"max_episode_steps": EVALUATION_MAX_STEPS}
     return make_vec_env(cell.game, n_envs, seed, wrapper_class=get_wrapper_class(given), **kwargs)
 
 
@@ -188,7 +193,9 @@ def _train(model: OffPolicyAlgorithm, cell: Cell, folder: Path, every: int) -> f
     callbacks: list[BaseCallback] = [recorder, guard]
     left = cell.settings["n_timesteps"]
     # Checkpoints let environments start anew whose state cannot be read, and would be part of the experiment then
-    if cell.settings["algo"] == "per_ddqn" and not why_not(model.env):
+    algo = cell.settings["algo"]
+    without = why_not(model.env) if algo == "per_ddqn" else f"{algo} has no checkpoints"
+    if not without:
         guard.checkpoints = RunCheckpoints(folder / "checkpoints", every, logs=recorder.files)
         callbacks.append(guard.checkpoints)
         if guard.checkpoints.steps:
@@ -198,7 +205,7 @@ def _train(model: OffPolicyAlgorithm, cell: Cell, folder: Path, every: int) -> f
     with guard.listening():
         model.learn(left, [*callbacks, progress], log_interval=None, reset_num_timesteps=not recorder.resumes)  # type: ignore[arg-type]
     if guard.interrupted:
-        way = "checkpoint" if guard.checkpoints is not None else f"cannot be saved ({cell.settings['algo']})"
+        way = f"to begin anew ({without})" if without else "with a checkpoint"
         print(f"{cell}: stopped at step {model.num_timesteps}, {way}", flush=True)
         sys.exit(INTERRUPTED)
     return progress.seconds
@@ -224,11 +231,15 @@ def evaluation(cell: Cell, model: OffPolicyAlgorithm) -> list[float]:
 
 def _commit() -> str:
     """
-    :return: which code this is, with a mark if it has changes
+    :return: which code this is, with a mark if it has changes; new results are none
     """
-    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
+
+    def answer(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
     try:
-        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+        changes = answer("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        return answer("rev-parse", "--short=12", "HEAD") + "+changes" * bool(changes)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -19,7 +19,7 @@ from stable_baselines3 import DQN
 
 from benchmarks import rows
 from benchmarks.aggregate import interquartile_mean, interval
-from benchmarks.cell import make_env, make_model, try_out
+from benchmarks.cell import EVALUATION_MAX_STEPS, make_env, make_model, try_out
 from benchmarks.curves import aggregate, aggregate_table, draw_aggregate, draw_curves, games_of, table
 from benchmarks.curves import main as curves
 from benchmarks.grid import GRIDS, ROOT, read_grid
@@ -319,3 +319,17 @@ def test_the_readme_has_the_figures_of_the_results(name: str) -> None:
 def test_results_are_json_that_everyone_reads() -> None:
     for line in "".join(path.read_text() for path in rows.RESULTS.glob("*.jsonl")).splitlines():
         json.loads(line, parse_constant=pytest.fail)  # NaN, say
+
+
+def test_no_game_of_an_evaluation_lasts_for_ever() -> None:
+    """In MinAtar's Seaquest the submarine may stay at the surface."""
+    pytest.importorskip("minatar")
+    cell = next(cell for cell in read_grid("minatar").cells if "Seaquest" in cell.game)
+    env = make_env(cell, 0, n_envs=1, evaluation=True)
+    env.reset()
+    for _ in range(2 * EVALUATION_MAX_STEPS):
+        *_, dones, infos = env.step([0])  # no operation
+        if dones[0]:
+            break
+    env.close()
+    assert infos[0]["episode"]["l"] == EVALUATION_MAX_STEPS
