@@ -1,96 +1,228 @@
 """
-A picture and a table of runs that ``benchmarks.learning`` has written.
+Pictures and tables of a grid's results, which ``benchmarks.learning`` has made.
 
-    python -m benchmarks.curves BreakoutNoFrameskip-v4
+    python -m benchmarks.curves minatar_300k
 """
 
 import argparse
-import json
-from collections import defaultdict
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from sb3_per_dqn.plots import RUNNING_MEAN, running_mean
+from benchmarks.aggregate import interquartile_mean, interval
+from benchmarks.grid import Grid, read_grid
+from benchmarks.rows import CURVE_POINTS, RESULTS, Row, read_rows
+from sb3_per_dqn.plots import RUNNING_MEAN
 
-NAMES = {"dqn": "SB3's DQN", "per_ddqn": "PerDoubleDQN"}
-GRID_POINTS = 500
+PANELS_A_LINE = 3
+LAST = f"last {RUNNING_MEAN} games"
+SCORES = {LAST: lambda row: row["last_100"], "evaluation": lambda row: float(np.mean(row["evaluation"]))}
+Array = npt.NDArray[np.float64]
 
 
-def name_of(algo: str) -> str:
+def runs_of(rows: Sequence[Row], grid: Grid, game: str) -> dict[str, list[Row]]:
     """
-    :param algo: as in the file of a run: a name, and what was set
-    :return: for readers
+    :param rows: of a grid
+    :param grid: the grid
+    :param game: of it
+    :return: for each variant that has runs of that game, in the grid's order, these runs by seed
     """
-    name, *changes = algo.split(", ")
-    return ", ".join([NAMES[name], *changes])
+    runs: dict[str, list[Row]] = {variant: [] for variant in grid.labels}
+    for row in sorted(rows, key=lambda row: int(row["seed"])):
+        if row["game"] == game and row["variant"] in runs:
+            runs[row["variant"]].append(row)
+    return {variant: of_variant for variant, of_variant in runs.items() if of_variant}
 
 
-def load_runs(folder: Path, env_id: str) -> dict[str, list[dict[str, Any]]]:
-    runs = defaultdict(list)
-    for path in sorted(folder.glob(f"{env_id.replace('/', '-')}_*.json")):
-        run = json.loads(path.read_text())
-        runs[run["algo"]].append(run)
-    return runs
+def games_of(rows: Sequence[Row], grid: Grid) -> list[str]:
+    """
+    :param rows: of a grid
+    :param grid: the grid
+    :return: games that have runs, in the grid's order
+    """
+    there = {row["game"] for row in rows}
+    return [game for game in dict.fromkeys(cell.game for cell in grid.cells) if game in there]
 
 
-def curve(run: dict[str, Any], grid: np.ndarray) -> np.ndarray:
-    """Mean return of the last games before each point of the grid, NaN before the first."""
-    steps, returns = np.array(run["episodes"], dtype=float).T
-    ended = np.searchsorted(steps, grid, side="right")
-    return np.concatenate([[np.nan], running_mean(returns)])[ended]
-
-
-def draw(runs: dict[str, list[dict[str, Any]]], env_id: str, path: Path) -> None:
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    ax = figure.subplots()
-    for algo, seeds in runs.items():
-        grid = np.linspace(0, max(run["n_timesteps"] for run in seeds), GRID_POINTS)
-        curves = np.stack([curve(run, grid) for run in seeds])
-        label = f"{name_of(algo)} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
-        (line,) = ax.plot(grid, curves.mean(axis=0), label=label)
-        ax.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
-    ax.set_title(env_id)
-    ax.set_xlabel("environment steps")
-    ax.set_ylabel(f"return, mean of the last {RUNNING_MEAN} games")
-    ax.set_xlim(left=0)
-    ax.legend()
+def draw_curves(rows: Sequence[Row], grid: Grid, path: Path) -> None:
+    """
+    :param rows: of a grid
+    :param grid: the grid
+    :param path: of the picture: for each game the mean over seeds, and a band from the lowest to the highest
+    """
+    games = games_of(rows, grid)
+    wide = min(len(games), PANELS_A_LINE)
+    high = -(-len(games) // PANELS_A_LINE)
+    figure = Figure(figsize=(8, 5.5) if len(games) == 1 else (5 * wide, 3.6 * high + 0.8), layout="constrained")
+    axes = figure.subplots(high, wide, squeeze=False).flat
+    lines = {}
+    for ax, game in zip(axes, games, strict=False):
+        lines |= _draw_game(ax, game, runs_of(rows, grid, game), grid)
+    for ax in axes[len(games) :]:
+        ax.axis("off")
+    title = "mean over seeds; band: lowest to highest"
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=2 * wide, title=title)
     figure.savefig(path, dpi=100)
 
 
-def table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    lines = [
-        f"| | seeds | last {RUNNING_MEAN} games | evaluation | seconds |",
-        "|---|---|---|---|---|",
-    ]
-    for algo, seeds in runs.items():
-        last = [np.mean([r for _, r in run["episodes"][-RUNNING_MEAN:]]) for run in seeds]
-        evaluation = [np.mean(run["evaluation"]) for run in seeds]
-        seconds = [run["seconds"] for run in seeds]
-        cells = [_spread(last), _spread(evaluation), f"{min(seconds):.0f}–{max(seconds):.0f}"]
-        lines.append(f"| {name_of(algo)} | {len(seeds)} | {' | '.join(cells)} |")
+def _colour(grid: Grid, variant: str) -> str:
+    return f"C{list(grid.labels).index(variant) % 10}"
+
+
+def _draw_game(ax: Axes, game: str, variants: dict[str, list[Row]], grid: Grid) -> dict[str, Line2D]:
+    lines = {}
+    for variant, runs in variants.items():
+        steps = np.arange(1, CURVE_POINTS + 1) * max(row["steps"] for row in runs) / CURVE_POINTS
+        curves = np.array([row["curve"] for row in runs], dtype=float)  # None becomes NaN
+        colour = _colour(grid, variant)
+        (lines[grid.labels[variant]],) = ax.plot(steps, curves.mean(axis=0), color=colour)
+        ax.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+    seeds = sorted({len(runs) for runs in variants.values()})
+    ax.set_title(f"{game} ({'–'.join(map(str, seeds))} seed{'s' * (seeds != [1])})")
+    ax.set_xlabel("environment steps")
+    ax.set_ylabel(f"return, mean of the {LAST}")
+    ax.set_xlim(left=0)
+    return lines
+
+
+def table(rows: Sequence[Row], grid: Grid, game: str) -> str:
+    """
+    :param rows: of a grid
+    :param grid: the grid
+    :param game: of it
+    :return: in Markdown
+    """
+    lines = [f"| {game} | seeds | {' | '.join(SCORES)} | seconds |", "|---|---|---|---|---|"]
+    for variant, runs in runs_of(rows, grid, game).items():
+        seconds = [row["seconds"] for row in runs]
+        cells = [_spread([score(row) for row in runs]) for score in SCORES.values()]
+        if len(runs) == 1:
+            cells[-1] = _mean_and_deviation(runs[0]["evaluation"])
+        lines.append(
+            f"| {grid.labels[variant]} | {len(runs)} | {' | '.join(cells)} | {min(seconds):.0f}–{max(seconds):.0f} |"
+        )
     return "\n".join(lines)
 
 
 def _spread(values: list[Any]) -> str:
     numbers = ", ".join(f"{value:.2f}" for value in values)
-    return f"{np.mean(values):.2f} ± {np.std(values):.2f} ({numbers})" if len(values) > 1 else numbers
+    return f"{_mean_and_deviation(values)} ({numbers})" if len(values) > 1 else numbers
 
 
-def main() -> None:
+def _mean_and_deviation(values: list[float]) -> str:
+    return f"{np.mean(values):.2f} ± {np.std(values):.2f}"
+
+
+def normalized(rows: Sequence[Row], grid: Grid, score: str) -> dict[str, list[Array]]:
+    """
+    :param rows: of a grid
+    :param grid: the grid, with references
+    :param score: key of ``SCORES``
+    :return: of each variant, for each game the scores of the seeds that all its games have; none without such seeds
+    """
+    scores = {}
+    for variant in grid.labels:
+        of_game: list[dict[int, float]] = []
+        for game, (low, high) in grid.references.items():
+            runs = runs_of(rows, grid, game).get(variant, [])
+            of_game.append({row["seed"]: (SCORES[score](row) - low) / (high - low) for row in runs})
+        seeds = set.intersection(*map(set, of_game))
+        if seeds:
+            scores[variant] = [np.array([runs[seed] for seed in sorted(seeds)]) for runs in of_game]
+    return scores
+
+
+Intervals = dict[str, dict[str, tuple[float, float, float, int]]]
+
+
+def aggregate(rows: Sequence[Row], grid: Grid) -> Intervals:
+    """
+    :param rows: of a grid
+    :param grid: the grid, with references
+    :return: for each kind of score and each variant: interquartile mean, its 95% interval, and how many seeds
+    """
+    return {
+        score: {
+            variant: (float(interquartile_mean(*games)), *interval(games), len(games[0]))
+            for variant, games in normalized(rows, grid, score).items()
+        }
+        for score in SCORES
+    }
+
+
+def aggregate_table(intervals: Intervals, grid: Grid) -> str:
+    """
+    :param intervals: of ``aggregate``
+    :param grid: the grid
+    :return: in Markdown
+    """
+    lines = [f"| IQM of {len(grid.references)} games | seeds | {' | '.join(intervals)} |", "|---|---|---|---|"]
+    for variant, (*_, seeds) in intervals[LAST].items():
+        values = [of_score[variant] for of_score in intervals.values()]
+        cells = [f"{iqm:.2f}" + (f" ({low:.2f} to {high:.2f})" if seeds > 1 else "") for iqm, low, high, _ in values]
+        lines.append(f"| {grid.labels[variant]} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_aggregate(intervals: Intervals, grid: Grid, path: Path) -> None:
+    """
+    :param intervals: of ``aggregate``
+    :param grid: the grid
+    :param path: of the picture
+    """
+    variants = list(intervals[LAST])
+    figure = Figure(figsize=(10, 1.2 + 0.45 * len(variants)), layout="constrained")
+    axes = figure.subplots(1, len(intervals), sharey=True)
+    for ax, (score, of_score) in zip(axes, intervals.items(), strict=True):
+        for row, variant in enumerate(variants):
+            iqm, low, high, _ = of_score[variant]
+            colour = _colour(grid, variant)
+            ax.plot([low, high], [row, row], color=colour, linewidth=8, alpha=0.4, solid_capstyle="butt")
+            ax.plot(iqm, row, "|", color=colour, markersize=14, markeredgewidth=3)
+        ax.set_title(score)
+        ax.set_xlabel("normalized score: IQM and 95% interval")
+        ax.grid(axis="x", alpha=0.4)
+    axes[0].set_yticks(range(len(variants)), [grid.labels[variant] for variant in variants])
+    axes[0].set_ylim(len(variants) - 0.5, -0.5)
+    figure.savefig(path, dpi=100)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    :param arguments: of the command line
+    :return: exit status
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("env")
-    parser.add_argument("-i", "--input", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
-    runs = load_runs(args.input, args.env)
-    if not runs:
-        parser.error(f"no runs of {args.env} in {args.input}: see python -m benchmarks.learning --help")
-    path = args.input / f"{args.env.replace('/', '-')}.png"
-    draw(runs, args.env, path)
-    print(f"{table(runs)}\n\n{path}")
+    parser.add_argument("grid", help="a file, or the name of one in benchmarks/grids")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder of the results, and of the pictures")
+    args = parser.parse_args(arguments)
+    try:
+        grid = read_grid(args.grid)
+        rows = read_rows(args.output / f"{grid.name}.jsonl")
+        if not games_of(rows, grid):
+            raise ValueError(f"no results in {args.output} of {grid.name}: python -m benchmarks.learning {args.grid}")
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"benchmarks.curves: {error}\n")
+    pictures = [args.output / f"{grid.name}.png"]
+    draw_curves(rows, grid, pictures[0])
+    for game in games_of(rows, grid):
+        print(table(rows, grid, game), end="\n\n")
+    print("±: standard deviation over seeds; of one seed, over the games of its evaluation.\n")
+    intervals = aggregate(rows, grid) if grid.references else {}
+    if intervals and intervals[LAST]:
+        pictures.append(args.output / f"{grid.name}_aggregate.png")
+        draw_aggregate(intervals, grid, pictures[1])
+        print(aggregate_table(intervals, grid), end="\n\n")
+    print(*pictures, sep="\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,139 +1,196 @@
 """
-Learning curves: PerDoubleDQN beside SB3's DQN with the same settings.
+Learning curves: a grid of games, variants and seeds, each run in a process of its own with one thread.
 
-    python -m benchmarks.learning hyperparams/breakout_200k.yml BreakoutNoFrameskip-v4 --algo dqn --seed 0
+    python -m benchmarks.learning minatar_300k -j 2
 
-Both algorithms read one file of hyperparameters. SB3's DQN gets all that it knows, the same epsilon schedule, and the
-same network without the dueling streams; ``--set KEY=VALUE`` gives PerDoubleDQN an argument that is not in the file.
-One JSON file per run: every finished game, the settings, and an evaluation.
+makes the runs of ``benchmarks/grids/minatar_300k.yml`` that are not in ``benchmarks/results/minatar_300k.jsonl`` yet.
+Ctrl-C or SIGTERM ends it in good order, and the same command goes on. Runs of PerDoubleDQN go on from a checkpoint, bit
+for bit; those of SB3's DQN and of QRDQN, and of environments whose state cannot be read (LunarLander), begin anew.
+A run that fails does so alone.
 """
 
 import argparse
 import json
-import platform
+import os
+import shutil
+import signal
+import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from multiprocessing import connection, get_context
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-import gymnasium as gym
-import numpy as np
-import torch as th
-import yaml
-from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import get_class_by_name, get_wrapper_class
-from stable_baselines3 import DQN
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv
+from filelock import FileLock, Timeout
 
-from sb3_per_dqn.atari import make_atari_vec_env
-from sb3_per_dqn.minatar import register_minatar
-from sb3_per_dqn.schedules import PiecewiseSchedule
-
-NOT_FOR_THE_MODEL = ("env_wrapper", "frame_stack", "n_envs", "n_timesteps")
-OURS_ALONE = ("exploration", "prioritized_replay_alpha", "prioritized_replay_beta", "prioritized_replay_eps")
-EVALUATION_EPISODES = 30
+from benchmarks.cell import LOG, ROW, run_cell, try_out
+from benchmarks.grid import Cell, Grid, read_grid
+from benchmarks.rows import RESULTS, Row, add_row, key_of, read_rows
+from sb3_per_dqn.checkpoint.run import EVERY
 
 
-class EpisodeLog(BaseCallback):
-    """Collects ``(timestep, return)`` of every game that ends, as ``Monitor`` reports it."""
+class Processes:
+    """
+    Runs cells, each in a process of its own.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.episodes: list[tuple[int, float]] = []
+    :param working: folder for the cells' own
+    :param at_most: processes at a time
+    :param every: environment steps from one checkpoint to the next
+    """
 
-    def _on_training_start(self) -> None:
-        self.start = time.monotonic()
+    def __init__(self, working: Path, at_most: int, every: int) -> None:
+        self.working, self.at_most, self.every = working, at_most, every
+        self.running: list[tuple[Cell, SpawnProcess]] = []
+        self.signum = 0
 
-    def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
-            if "episode" in info:
-                self.episodes.append((self.num_timesteps, float(info["episode"]["r"])))
-                if len(self.episodes) % 100 == 0:
-                    recent = np.mean([episode[1] for episode in self.episodes[-100:]])
-                    seconds = time.monotonic() - self.start
-                    print(f"{self.num_timesteps} steps, {seconds:.0f} s: last 100 games {recent:.2f}", flush=True)
-        return True
+    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, int]]:
+        """
+        :param cells: to run in this order
+        :return: each when it has ended, and its exit status
+        """
+        waiting = list(cells)
+        try:
+            while self.running or (waiting and not self.signum):
+                while waiting and len(self.running) < self.at_most and not self.signum:
+                    self._start(waiting.pop(0))
+                connection.wait([process.sentinel for _, process in self.running], timeout=1)
+                for cell, process in [each for each in self.running if not each[1].is_alive()]:
+                    self.running.remove((cell, process))
+                    yield cell, process.exitcode or 0
+        finally:  # none are left but when the results cannot be written
+            self._terminate()
+
+    def _start(self, cell: Cell) -> None:
+        process = get_context("spawn").Process(
+            target=run_cell, args=(cell, self.working / cell.folder_name, self.every)
+        )
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, until it has a session of its own
+        process.start()
+        signal.signal(signal.SIGINT, before)
+        self.running.append((cell, process))
+
+    def stop(self, signum: int, frame: FrameType | None) -> None:
+        """
+        Hand a signal on; once more, and the runs end at once.
+
+        :param signum: which signal came
+        :param frame: where
+        """
+        self.signum = signum
+        self._terminate()
+
+    def _terminate(self) -> None:
+        for _, process in self.running:
+            process.terminate()
 
 
-def make_env(env_id: str, settings: dict[str, Any], n_envs: int, seed: int, evaluation: bool) -> VecEnv:
-    if "frame_stack" in settings:
-        return make_atari_vec_env(env_id, n_envs, seed, frame_stack=settings["frame_stack"], evaluation=evaluation)
-    return make_vec_env(env_id, n_envs, seed, wrapper_class=get_wrapper_class(settings))
+def run_cells(cells: Sequence[Cell], processes: Processes, results: Path) -> int:
+    """
+    :param cells: to run
+    :param processes: to run them
+    :param results: the tidy file
+    :return: exit status: 0, 1 if a run failed, or 128 and the signal that came
+    """
+    failed, done, started = [], 0, time.monotonic()
+    for cell, status in processes.run(cells):
+        folder = processes.working / cell.folder_name
+        if status == 0:
+            row = json.loads((folder / ROW).read_text())
+            add_row(results, row)
+            shutil.rmtree(folder)
+            done += cell.settings["n_timesteps"]
+            left = sum(each.settings["n_timesteps"] for each in cells) - done
+            minutes = (time.monotonic() - started) / done * left / 60
+            print(f"{_in_short(cell, row)}; all: {minutes:.0f} min left", flush=True)
+        elif not processes.signum:
+            failed.append(f"{cell}: failed with status {status}: {_last_line(folder / LOG)} ({folder / LOG})")
+            print(failed[-1], flush=True)
+    if processes.signum:
+        print("Stopped; the same command goes on.")
+    if failed:
+        print("\n".join([f"{len(failed)} failed:", *failed]))
+    return 128 + processes.signum if processes.signum else int(bool(failed))
 
 
-def make_model(algo: str, env: VecEnv, settings: dict[str, Any], seed: int) -> BaseAlgorithm:
-    arguments = {key: value for key, value in settings.items() if key not in NOT_FOR_THE_MODEL}
-    arguments["policy_kwargs"] = eval(arguments.get("policy_kwargs", "{}"))  # as the zoo reads them
-    arguments = ExperimentManager._preprocess_schedules(arguments)
-    if "." in arguments["policy"]:
-        arguments["policy"] = get_class_by_name(arguments["policy"])
-    if algo == "per_ddqn":
-        from sb3_per_dqn import PerDoubleDQN
-
-        return PerDoubleDQN(env=env, seed=seed, **arguments)
-    if arguments["policy"] not in DQN.policy_aliases:
-        arguments["policy_kwargs"]["dueling"] = False
-    model = DQN(env=env, seed=seed, **{key: value for key, value in arguments.items() if key not in OURS_ALONE})
-    if "exploration" in arguments:
-        model.exploration_schedule = PiecewiseSchedule(arguments["exploration"])
-    return model
+def _in_short(cell: Cell, row: Row) -> str:
+    last = "none" if row["last_100"] is None else f"{row['last_100']:.2f}"
+    mean = sum(row["evaluation"]) / len(row["evaluation"])
+    return f"{cell}: last 100 games {last}, evaluation {mean:.2f}, {row['seconds']:.0f} s"
 
 
-def main() -> None:
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "no word")
+
+
+def without_result(cells: Sequence[Cell], results: Path) -> list[Cell]:
+    """
+    :param cells: some
+    :param results: the tidy file
+    :return: those that it has no row of
+    :raises ValueError: if a row was made with other settings
+    """
+    rows = {key_of(row): row for row in read_rows(results)}
+    for cell in cells:
+        if cell.key in rows and rows[cell.key]["settings"] != cell.settings:
+            raise ValueError(
+                f"{results} has {cell} with other settings: give the grid another name, or delete that line."
+            )
+    return [cell for cell in cells if cell.key not in rows]
+
+
+def chosen_cells(grid: Grid, args: argparse.Namespace) -> list[Cell]:
+    """
+    :param grid: which
+    :param args: of the command line
+    :return: the cells to run
+    :raises ValueError: in one line, for what is wrong with them
+    """
+    for flag, value in (("-j", args.processes), ("--every", args.every)):
+        if value < 1:
+            raise ValueError(f"{flag} {value} must be 1 or more.")
+    cells = grid.chosen(game=args.games, variant=args.variants, seed=args.seeds)
+    cells = without_result(cells, args.output / f"{grid.name}.jsonl")
+    for cell in {cell.key[:2]: cell for cell in cells}.values():
+        try_out(cell)
+    return cells
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    :param arguments: of the command line
+    :return: exit status
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("conf_file", type=Path)
-    parser.add_argument("env")
-    parser.add_argument("--algo", choices=["dqn", "per_ddqn"], default="per_ddqn")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of PerDoubleDQN, as in YAML"
-    )
-    parser.add_argument("--num-threads", type=int, default=1)
-    parser.add_argument("-n", "--n-timesteps", type=int)
-    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
-
-    th.set_num_threads(args.num_threads)
-    if args.env.startswith("MinAtar/"):
-        register_minatar()
-    settings = yaml.safe_load(args.conf_file.read_text())[args.env]
-    if args.set and args.algo == "dqn":
-        parser.error(f"--set {' '.join(args.set)} is for --algo per_ddqn: leave it out.")
-    settings |= {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in args.set)}
-    algo = ", ".join([args.algo, *args.set])
-    n_timesteps = args.n_timesteps or int(settings["n_timesteps"])
-    env = make_env(args.env, settings, settings.get("n_envs", 1), args.seed, evaluation=False)
-    model = make_model(args.algo, env, settings, args.seed)
-    log = EpisodeLog()
-    started = time.monotonic()
-    model.learn(n_timesteps, callback=log)
-    seconds = time.monotonic() - started
-    env.close()
-    eval_env = make_env(args.env, settings, 1, args.seed + 10_000, evaluation=True)
-    scores, _ = evaluate_policy(model, eval_env, EVALUATION_EPISODES, deterministic=True, return_episode_rewards=True)
-    eval_env.close()
-
-    result = {
-        "env": args.env,
-        "algo": algo,
-        "seed": args.seed,
-        "n_timesteps": n_timesteps,
-        "settings": {**settings, "conf_file": str(args.conf_file)},
-        "seconds": round(seconds, 1),
-        "num_threads": args.num_threads,
-        "machine": f"{platform.machine()}, {platform.system()}, torch {th.__version__}, gymnasium {gym.__version__}",
-        "evaluation": scores,
-        "episodes": log.episodes,
-    }
-    name = f"{args.env.replace('/', '-')}_{algo.replace(', ', '_')}_{n_timesteps}_{args.seed}"
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / f"{name}.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
-    last = np.mean([episode[1] for episode in log.episodes[-100:]])
-    print(f"{name}: last 100 games {last:.2f}, evaluation {np.mean(scores):.2f}, {seconds:.0f} s")
+    parser.add_argument("grid", help="a file, or the name of one in benchmarks/grids")
+    parser.add_argument("--games", nargs="+", help="only these")
+    parser.add_argument("--variants", nargs="+", help="only these")
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these")
+    parser.add_argument("-j", "--processes", type=int, default=os.cpu_count(), help="runs at a time (default: cores)")
+    parser.add_argument("--every", type=int, default=EVERY, help="steps from checkpoint to checkpoint")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder of the results")
+    args = parser.parse_args(arguments)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the runs and their emulators
+    try:
+        grid = read_grid(args.grid)
+        working = args.output / "working" / grid.name
+        cells = chosen_cells(grid, args)
+        working.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(working / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        parser.exit(2, f"benchmarks.learning: {working}: another command that is still alive runs this grid.\n")
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"benchmarks.learning: {error}\n")
+    processes = Processes(working, args.processes, args.every)
+    print(f"{grid.name}: {len(cells)} runs, {args.processes} at a time", flush=True)
+    with lock, ExitStack() as stack:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, signum, signal.signal(signum, processes.stop))
+        return run_cells(cells, processes, args.output / f"{grid.name}.jsonl")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
