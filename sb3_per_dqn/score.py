@@ -38,7 +38,7 @@ class Score:
         return cls(float(np.mean(returns)), float(np.std(returns)), len(returns), deterministic, steps)
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} +/- {self.std:.2f} over {self.games} full games"
+        return f"{self.mean:.2f} +/- {self.std:.2f} over {self.games} full game{'s' if self.games > 1 else ''}"
 
     def write(self, run_folder: str | Path) -> None:
         """

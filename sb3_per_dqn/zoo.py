@@ -405,14 +405,13 @@ def in_evaluation_mode(hyperparams: dict[str, Any]) -> dict[str, Any]:
     :param hyperparams: as in the zoo's YAML
     :return: the same with :class:`AtariGameWrapper` in evaluation mode; ``hyperparams`` itself without that wrapper
     """
-    given = hyperparams.get("env_wrapper")
-    wrappers = given if isinstance(given, list) else [given]
+    wrappers = listed(hyperparams.get("env_wrapper"))
     evaluation = [_wrapper_in_evaluation_mode(wrapper) for wrapper in wrappers]
     return hyperparams if evaluation == wrappers else {**hyperparams, "env_wrapper": evaluation}
 
 
 def _wrapper_in_evaluation_mode(wrapper: Any) -> Any:
-    name, kwargs = _name_and_kwargs(wrapper)
+    name, kwargs = name_and_kwargs(wrapper)
     return {name: {**kwargs, **EVALUATION_KWARGS}} if _is_game_wrapper(name) else wrapper
 
 
@@ -423,8 +422,8 @@ def native_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any]:
     :raises ValueError: if the environment is wrapped in something else
     """
     given = hyperparams.get("env_wrapper")
-    wrappers = given if isinstance(given, list) else [given]
-    name, kwargs = _name_and_kwargs(wrappers[0]) if len(wrappers) == 1 else (None, {})
+    wrappers = listed(given)
+    name, kwargs = name_and_kwargs(wrappers[0]) if len(wrappers) == 1 else (None, {})
     if not _is_game_wrapper(name) or hyperparams.get("vec_env_wrapper") or hyperparams.get("normalize"):
         raise ValueError(
             f"emulators: native is for env_wrapper: {GAME_WRAPPER} alone, without vec_env_wrapper and normalize: "
@@ -433,7 +432,19 @@ def native_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any]:
     return dict(kwargs)
 
 
-def _name_and_kwargs(wrapper: Any) -> tuple[Any, dict[str, Any]]:
+def listed(wrappers: Any) -> list[Any]:
+    """
+    :param wrappers: of ``env_wrapper`` or ``vec_env_wrapper`` in the zoo's YAML: none, one or a list
+    :return: these in a list
+    """
+    return wrappers if isinstance(wrappers, list) else [] if wrappers is None else [wrappers]
+
+
+def name_and_kwargs(wrapper: Any) -> tuple[Any, dict[str, Any]]:
+    """
+    :param wrapper: one of the zoo's YAML
+    :return: its class or the name of that, and its arguments
+    """
     return next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, {})
 
 
