@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sb3_per_dqn.whole_files import replacing
+
 SCORE_FILE = "score.json"
 
 
@@ -45,7 +47,8 @@ class Score:
         :param run_folder: where to leave ``score.json``
         :raises OSError: if that fails
         """
-        (Path(run_folder) / SCORE_FILE).write_text(json.dumps(asdict(self), indent=1))
+        with replacing(Path(run_folder) / SCORE_FILE) as beside:
+            beside.write_text(json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, run_folder: str | Path) -> "Score | None":
