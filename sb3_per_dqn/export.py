@@ -1,17 +1,17 @@
 """The command that writes a run's model into a folder to share."""
 
 import argparse
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
-from rl_zoo3.utils import StoreDict, get_model_path, get_saved_hyperparams
+from rl_zoo3.utils import get_model_path, get_saved_hyperparams
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_per_dqn import zoo
 from sb3_per_dqn.checks import check_env_id, check_writable
+from sb3_per_dqn.classes import imported, listed, name_and_kwargs
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.run_settings import arguments_of
 from sb3_per_dqn.score import Score
@@ -19,6 +19,7 @@ from sb3_per_dqn.sharing import EnvironmentSettings, export_model
 from sb3_per_dqn.sharing.environment import Wrapper
 from sb3_per_dqn.sharing.model_folder import CURVE, check_free
 from sb3_per_dqn.sharing.normalization import normalization_of
+from sb3_per_dqn.values import StoreValues
 
 
 def _parser(default_env: str) -> argparse.ArgumentParser:
@@ -44,7 +45,7 @@ def export_run(arguments: list[str], default_env: str) -> str:
     """
     given = _parser(default_env).parse_args(arguments)
     for package in given.gym_packages:
-        importlib.import_module(package)
+        imported(package, "--gym-packages")
     check_env_id(given.env)
     check_free(given.to)
     check_writable(given.to, "--to")
@@ -107,7 +108,7 @@ def _environment_settings(
     """As the zoo chooses them: the command line's arguments come before those of the YAML."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--env-kwargs", "--eval-env-kwargs"):
-        parser.add_argument(flag, nargs="+", action=StoreDict, default={})
+        parser.add_argument(flag, nargs="+", action=StoreValues, default={})
     parser.add_argument("--gym-packages", nargs="+", default=[])
     given, _ = parser.parse_known_args(arguments_of(run_folder))
     return EnvironmentSettings(
@@ -125,7 +126,7 @@ def _wrappers(given: Any) -> tuple[Wrapper, ...]:
     :param given: as in the zoo's YAML: a wrapper or a list of them
     :return: their names and arguments
     """
-    found = [zoo.name_and_kwargs(wrapper) for wrapper in zoo.listed(given)]
+    found = [name_and_kwargs(wrapper) for wrapper in listed(given)]
     return tuple(
         (name if isinstance(name, str) else f"{name.__module__}.{name.__qualname__}", kwargs) for name, kwargs in found
     )

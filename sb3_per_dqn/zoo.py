@@ -45,14 +45,16 @@ from sb3_per_dqn.atari import AtariGameWrapper, check_atari_id, make_atari_vec_e
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.checkpoint import RunCheckpoints
 from sb3_per_dqn.checks import check_keys, check_kwargs, check_writable, warn_of_early_joints
+from sb3_per_dqn.classes import check_classes, imported, listed, name_and_kwargs
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.persistence import SelfPersistentDQN
 from sb3_per_dqn.plots import draw_learning_curves
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
-from sb3_per_dqn.run_settings import RunSettings
+from sb3_per_dqn.run_settings import CONF_KINDS, RunSettings
 from sb3_per_dqn.score import Score
 from sb3_per_dqn.search_space import convert_per_ddqn_params, sample_per_ddqn_params
+from sb3_per_dqn.values import StoreValues
 from sb3_per_dqn.workers import WorkerVecEnv
 
 EVALUATION_GAMES = 10
@@ -84,9 +86,8 @@ class RunManager(ExperimentManager):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.settings.resume is not None:
-            self.save_path = str(self.settings.resume)
-            self.params_path = f"{self.save_path}/{self.env_name}"
+        self.save_path = str(self.settings.resume or Path(self.save_path))  # the latter without the slash of -f logs/
+        self.params_path = f"{self.save_path}/{self.env_name}"
         self.checkpoints: RunCheckpoints | None = None
         own_file = hyperparams_folder() / f"{self.algo}.yml"
         if kwargs.get("config") is None and own_file.is_file():
@@ -137,13 +138,16 @@ class RunManager(ExperimentManager):
         :return: hyperparameters, and those to save
         :raises ValueError: if there is no such file, or nothing reads one of its keys
         """
-        if self.config.endswith((".yml", ".yaml", ".py")) and not os.path.isfile(self.config):
+        if not self.config.endswith(CONF_KINDS):
+            imported(self.config, "--conf-file")
+        elif not os.path.isfile(self.config):
             raise ValueError(f"--conf-file={self.config}: there is no such file.")
         if self.trial_id is not None:
             trial = self._parameters_of_trial()
             self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
         hyperparams, saved = super().read_hyperparameters()
         check_keys(hyperparams, ALGOS[self.algo], length_is_given=self.n_timesteps > 0)
+        check_classes(hyperparams)
         return hyperparams, saved
 
     def _parameters_of_trial(self) -> dict[str, Any]:
@@ -192,7 +196,7 @@ class RunManager(ExperimentManager):
                 break
             except FileExistsError:
                 number = get_latest_run_id(self.log_path, self.env_name) + 1
-                self.save_path = os.path.join(self.log_path, f"{self.env_name}_{number}")
+                self.save_path = str(Path(self.log_path, f"{self.env_name}_{number}"))
                 self.params_path = f"{self.save_path}/{self.env_name}"
         self.made_folder = True
 
@@ -432,22 +436,6 @@ def native_wrapper_kwargs(hyperparams: dict[str, Any]) -> dict[str, Any]:
     return dict(kwargs)
 
 
-def listed(wrappers: Any) -> list[Any]:
-    """
-    :param wrappers: of ``env_wrapper`` or ``vec_env_wrapper`` in the zoo's YAML: none, one or a list
-    :return: these in a list
-    """
-    return wrappers if isinstance(wrappers, list) else [] if wrappers is None else [wrappers]
-
-
-def name_and_kwargs(wrapper: Any) -> tuple[Any, dict[str, Any]]:
-    """
-    :param wrapper: one of the zoo's YAML
-    :return: its class or the name of that, and its arguments
-    """
-    return next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, {})
-
-
 def _is_game_wrapper(name: Any) -> bool:
     return name in (AtariGameWrapper, GAME_WRAPPER)
 
@@ -474,7 +462,11 @@ def run_command(command: str, arguments: list[str], settings: RunSettings | None
     :param settings: of ``train``, which the zoo knows nothing of
     """
     own = settings or RunSettings()
-    with _replaced(sys, argv=[f"sb3-per-dqn {command}", *arguments]), _replaced(RunManager, settings=own):
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(sys, argv=[f"sb3-per-dqn {command}", *arguments]))
+        stack.enter_context(_replaced(RunManager, settings=own))
+        for module in (rl_zoo3.utils, rl_zoo3.train):  # from the first one the others take it when they are run
+            stack.enter_context(_replaced(module, StoreDict=StoreValues))
         if command == "train":
             rl_zoo3.train.train()
         elif command in ("enjoy", "record_video", "record_training"):

@@ -46,6 +46,9 @@ CARTPOLE_PARAMS = ["-params", "learning_starts:100", "train_freq:8", "gradient_s
 BREAKOUT_PARAMS = ["-params", "n_envs:2", "learning_starts:100", "buffer_size:1000", "gradient_steps:1", "batch_size:8"]
 
 
+WRAPPED = "--env CartPole-v1 -params env_wrapper:'{}'"
+
+
 @dataclass
 class Run:
     """One command and what came of it."""
@@ -425,6 +428,22 @@ class TestBadInput:
             (["enjoy", "--env", "CartPole-v1", "--algo", "perdqn"], ["perdqn", "per_ddqn?"]),
             (["train", "-params", "n_envs:2", "exploration:[[0.5,1],[0,0]]"], ["exploration", "(0.0, 0.0)"]),
             (["train", "--env", "CartPole-v1", "-conf", "no_such_file.yml"], ["no_such_file.yml"]),
+            (
+                ["train", "--env", "CartPole-v1", "-conf", "no_such_modul"],
+                ["--conf-file", "'no_such_modul'", "PYTHONPATH"],
+            ),
+            (["train", "--env", "X-v1", "--gym-packages", "no_such_modul"], ["--gym-packages", "'no_such_modul'"]),
+            (["export", "--env", "X-v1", "--gym-packages", "nowhere.x", "--to", "x"], ["--gym-packages", "'nowhere'"]),
+            (
+                ["train", *WRAPPED.format("no_such_modul.Wrapper").split()],
+                ["env_wrapper='no_such_modul.Wrapper'", "PYTHON"],
+            ),
+            (["train", *WRAPPED.format("gymnasium.wraper.X").split()], ["env_wrapper=", "'gymnasium.wraper'"]),
+            (["train", *WRAPPED.format("gymnasium.wrappers.FlatenObservation").split()], ["FlattenObservation?"]),
+            (["train", *WRAPPED.format("TimeLimit").split()], ["env_wrapper='TimeLimit' is no MODULE.CLASS"]),
+            (["train", "-params", "vec_env_wrapper:[{'no_such_modul.X':{}}]"], ["vec_env_wrapper='no_such_modul.X'"]),
+            (["train", "-params", "callback:'no_such_modul.Callback'"], ["callback='no_such_modul.Callback'"]),
+            (["train", "-params", "policy:'sb3_per_dqn.policies.MlpPolic'"], ["policy=", "MlpPolicy?"]),
             (["train", "--env", "CartPole-v1", "-optimize", "--algo", "crossq"], ["-optimize", "crossq"]),
             (["train", "--env", "CartPole-v1", "-n", "0"], ["--n-timesteps=0"]),
             (["train", "--env", "CartPole-v1", "-n", "-5"], ["--n-timesteps=-5"]),
@@ -585,6 +604,24 @@ class TestArguments:
         assert "--deterministic" in with_defaults("record_video", ["--env=ALE/Pong-v5"])
         assert "--deterministic" not in with_defaults("enjoy", ["--env", "CartPole-v1"])
         assert "--deterministic" not in with_defaults("enjoy", ["--algo", "dqn"])  # its games have no random actions
+
+    def test_a_slash_behind_the_folder_is_one(self, tmp_path: Path) -> None:
+        run = run_main("train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, "-f", f"{tmp_path}/")
+        assert run.status == 0, run.err
+        assert f"{tmp_path}/per_ddqn/CartPole-v1_1" in run.out
+        assert f"{tmp_path}/tensorboard" in run.out
+        assert f"{tmp_path}//" not in run.out
+
+    def test_values_are_evaluated_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "counting.py").write_text("calls = []\ndef size():\n    calls.append(1)\n    return 1000\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        counted = "buffer_size:__import__('counting').size()"
+        flags = [*SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, counted]
+        run = run_main("train", *flags, logs=tmp_path / "logs")
+        assert run.status == 0, run.err
+        assert len(sys.modules["counting"].calls) == 1
+        assert rl_zoo3.train.StoreDict is rl_zoo3.utils.StoreDict
+        assert rl_zoo3.utils.StoreDict.__module__ == "rl_zoo3.utils"  # for others it is as it was
 
     def test_import_is_enough_and_harmless_twice(self) -> None:
         zoo.register()
