@@ -19,7 +19,7 @@ from sb3_per_dqn.sharing import EnvironmentSettings, export_model
 from sb3_per_dqn.sharing.environment import Wrapper
 from sb3_per_dqn.sharing.model_folder import CURVE, check_free
 from sb3_per_dqn.sharing.normalization import normalization_of
-from sb3_per_dqn.values import StoreValues
+from sb3_per_dqn.zoo.values import StoreValues
 
 
 def _parser(default_env: str) -> argparse.ArgumentParser:

@@ -54,8 +54,8 @@ from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.run_settings import CONF_KINDS, RunSettings
 from sb3_per_dqn.score import Score
 from sb3_per_dqn.search_space import convert_per_ddqn_params, sample_per_ddqn_params
-from sb3_per_dqn.values import StoreValues
 from sb3_per_dqn.workers import WorkerVecEnv
+from sb3_per_dqn.zoo.values import StoreValues
 
 EVALUATION_GAMES = 10
 MAX_VIDEO_STEPS = 5_000
@@ -399,7 +399,7 @@ def hyperparams_folder() -> Path:
     """
     :return: the YAML files: inside the package when it is installed, beside it in a checkout
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     inside, beside = package / "hyperparams", package.parent / "hyperparams"
     return inside if inside.is_dir() else beside
 
