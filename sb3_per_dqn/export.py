@@ -9,7 +9,6 @@ from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
 from rl_zoo3.utils import get_model_path, get_saved_hyperparams
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_per_dqn import zoo
 from sb3_per_dqn.checks import check_env_id, check_writable
 from sb3_per_dqn.classes import imported, listed, name_and_kwargs
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
@@ -19,6 +18,8 @@ from sb3_per_dqn.sharing import EnvironmentSettings, export_model
 from sb3_per_dqn.sharing.environment import Wrapper
 from sb3_per_dqn.sharing.model_folder import CURVE, check_free
 from sb3_per_dqn.sharing.normalization import normalization_of
+from sb3_per_dqn.zoo.evaluation import create_evaluation_env
+from sb3_per_dqn.zoo.finished import EVALUATION_GAMES, measured
 from sb3_per_dqn.zoo.values import StoreValues
 
 
@@ -57,7 +58,7 @@ def export_run(arguments: list[str], default_env: str) -> str:
     try:
         score = None if given.games else Score.read(run_folder)
         if score is None or score.steps != model.num_timesteps:
-            score = zoo.measured(model, env, given.games or zoo.EVALUATION_GAMES, deterministic=True)
+            score = measured(model, env, given.games or EVALUATION_GAMES, deterministic=True)
         normalization = normalization_of(model)
         if normalization is not None:
             normalization.training = True  # whoever trains it further goes on from there
@@ -93,7 +94,7 @@ def saved_run(
     hyperparams = dict(saved)
     environment = _environment_settings(Path(folder), hyperparams, packages)
     env_kwargs = dict(environment.evaluation_kwargs or environment.kwargs)
-    env = zoo.create_evaluation_env(
+    env = create_evaluation_env(
         env_id, stats_path=stats_path, should_render=False, hyperparams=hyperparams, env_kwargs=env_kwargs
     )
     normalization = unwrap_vec_normalize(env)

@@ -37,8 +37,12 @@ from stable_baselines3.common.monitor import load_results
 
 from sb3_per_dqn import DeviceReplayBuffer, MlpPolicy, PerDoubleDQN, atari, zoo
 from sb3_per_dqn.__main__ import COMMANDS, main, with_defaults
+from sb3_per_dqn.callbacks import InterruptGuard
 from sb3_per_dqn.checks import check_keys, check_kwargs, warn_of_early_joints
 from sb3_per_dqn.plots import draw_learning_curves, read_columns, running_mean
+from sb3_per_dqn.zoo import finished
+from sb3_per_dqn.zoo.evaluation import in_evaluation_mode
+from sb3_per_dqn.zoo.finished import EVALUATION_GAMES
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 SHORT_CARTPOLE = ["--env", "CartPole-v1", "-n", "400", "--seed", "3", "--device", "cpu"]
@@ -182,7 +186,7 @@ class TestTraining:
     def test_closing_line_names_score_model_plot_and_video(self, trained: Run) -> None:
         result = closing_line(trained)
         assert list(result) == ["score", "model", "plot", "video"]
-        assert result["score"].endswith(f"over {zoo.EVALUATION_GAMES} full games")
+        assert result["score"].endswith(f"over {EVALUATION_GAMES} full games")
         float(result["score"].split()[0])
         assert Path(result["model"]) == trained.folder / f"{trained.env_id}.zip"
 
@@ -240,7 +244,7 @@ class TestTraining:
         def fail(*_: Any) -> None:
             raise ImportError("no moviepy here")
 
-        monkeypatch.setattr(zoo, "VecVideoRecorder", fail)
+        monkeypatch.setattr("sb3_per_dqn.zoo.manager.VecVideoRecorder", fail)
         run = run_main(
             "train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, logs=tmp_path, env_id="CartPole-v1"
         )
@@ -368,7 +372,7 @@ class TestInterrupt:
         assert 0 < PerDoubleDQN.load(run_folder / f"{BREAKOUT}.zip", device="cpu").num_timesteps < 20_000
 
     def test_first_press_ends_the_step_and_the_second_raises(self) -> None:
-        guard = zoo.InterruptGuard()
+        guard = InterruptGuard()
         before = signal.getsignal(signal.SIGINT)
         with guard.listening():
             assert guard._on_step()
@@ -384,7 +388,7 @@ class TestInterrupt:
         def press(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(zoo, "evaluate_policy", press)
+        monkeypatch.setattr(finished, "evaluate_policy", press)
         run = run_main(
             "train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, logs=tmp_path, env_id="CartPole-v1"
         )
@@ -689,8 +693,8 @@ class TestArguments:
 
     def test_other_wrappers_stay_as_they_are(self) -> None:
         hyperparams = {"env_wrapper": ["stable_baselines3.common.atari_wrappers.AtariWrapper"], "frame_stack": 4}
-        assert zoo.in_evaluation_mode(hyperparams) is hyperparams
-        assert zoo.in_evaluation_mode({}) == {}
+        assert in_evaluation_mode(hyperparams) is hyperparams
+        assert in_evaluation_mode({}) == {}
 
 
 class TestPlots:
