@@ -7,7 +7,8 @@ The zoo has no hook for plugins. The algorithm goes into its dictionary, and one
 
 from sb3_per_dqn.zoo.commands import arose_in_training, run_command
 from sb3_per_dqn.zoo.evaluation import GAME_WRAPPER
-from sb3_per_dqn.zoo.manager import RunManager, hyperparams_folder
+from sb3_per_dqn.zoo.hyperparameters import hyperparams_folder
+from sb3_per_dqn.zoo.manager import RunManager
 from sb3_per_dqn.zoo.registration import register
 
 __all__ = [

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from copy import deepcopy
 from functools import partial
@@ -11,18 +11,15 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, ClassVar
 
-import gymnasium as gym
 from gymnasium import spaces
-from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
-from rl_zoo3.utils import ALGOS, get_latest_run_id, get_wrapper_class
+from rl_zoo3.utils import ALGOS, get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback, LogEveryNTimesteps
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
-    SubprocVecEnv,
     VecEnv,
     VecVideoRecorder,
     sync_envs_normalization,
@@ -31,26 +28,25 @@ from stable_baselines3.common.vec_env import (
 from sb3_per_dqn.atari import check_atari_id, make_atari_vec_env
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.checkpoint import RunCheckpoints
-from sb3_per_dqn.checks import check_keys, check_kwargs, check_writable, warn_of_early_joints
-from sb3_per_dqn.classes import check_classes, imported
+from sb3_per_dqn.checks import check_writable, warn_of_early_joints
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.plots import draw_learning_curves
-from sb3_per_dqn.run_settings import CONF_KINDS, RunSettings
+from sb3_per_dqn.run_settings import RunSettings
 from sb3_per_dqn.workers import WorkerVecEnv
 from sb3_per_dqn.zoo.attributes import replaced
-from sb3_per_dqn.zoo.evaluation import EVALUATION_KWARGS, in_evaluation_mode, native_wrapper_kwargs
+from sb3_per_dqn.zoo.evaluation import EVALUATION_KWARGS
 from sb3_per_dqn.zoo.finished import EVALUATION_GAMES, MAX_VIDEO_STEPS, measured, result_or_reason
+from sb3_per_dqn.zoo.hyperparameters import HyperparameterManager
 
 LOGGED_ROWS = 200  # of a whole run, whatever its length
 MIN_STEPS_PER_ROW = 100
 CHECKPOINTS = "checkpoints"  # in a run's folder
 
 
-class RunManager(ExperimentManager):
+class RunManager(HyperparameterManager):
     """
     The zoo's ``ExperimentManager`` with what a run of ours needs.
 
-    - Hyperparameters of ``per_ddqn`` from this project's YAML, unless ``--conf-file`` is given.
     - Environment and model are built once in this process before anything is started or written.
     - ``worker_restarts`` in the YAML is how many workers that end or hang may be replaced.
     - ``emulators: native`` in the YAML trains and evaluates on ALE's native emulators; the video is of an ordinary one.
@@ -69,19 +65,9 @@ class RunManager(ExperimentManager):
         self.save_path = str(self.settings.resume or Path(self.save_path))  # the latter without the slash of -f logs/
         self.params_path = f"{self.save_path}/{self.env_name}"
         self.checkpoints: RunCheckpoints | None = None
-        own_file = hyperparams_folder() / f"{self.algo}.yml"
-        if kwargs.get("config") is None and own_file.is_file():
-            self.config = str(own_file)
-        if self.vec_env_class is SubprocVecEnv:
-            self.vec_env_class = WorkerVecEnv
         self.made_folder = False
         self.replacing = RLock()  # of -optimize with several --n-jobs, each makes environments
         self.guard = InterruptGuard()
-        self.evaluation_wrapper: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None
-        self.model_arguments: dict[str, Any] = {}
-        self.emulators = "processes"
-        self.worker_restarts = 0
-        self.wrapper_kwargs: dict[str, Any] = {}  # of AtariGameWrapper, for native emulators
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
@@ -106,58 +92,6 @@ class RunManager(ExperimentManager):
     def _let_go(self) -> None:
         if self.checkpoints is not None:
             self.checkpoints.let_go()
-
-    def _check_flags(self) -> None:
-        lowest = {"n_timesteps": 1, "log_interval": 1, "n_eval_envs": 1, "eval_episodes": 1}
-        for name, value in vars(self.args).items():
-            if name in lowest and value < lowest[name] and value not in (-1, -2):  # the zoo's words for "not given"
-                raise ValueError(f"--{name.replace('_', '-')}={value} must be {lowest[name]} or more.")
-
-    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """
-        :return: hyperparameters, and those to save
-        :raises ValueError: if there is no such file, or nothing reads one of its keys
-        """
-        if not self.config.endswith(CONF_KINDS):
-            imported(self.config, "--conf-file")
-        elif not os.path.isfile(self.config):
-            raise ValueError(f"--conf-file={self.config}: there is no such file.")
-        if self.trial_id is not None:
-            trial = self._parameters_of_trial()
-            self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
-        hyperparams, saved = super().read_hyperparameters()
-        check_keys(hyperparams, ALGOS[self.algo], length_is_given=self.n_timesteps > 0)
-        check_classes(hyperparams)
-        return hyperparams, saved
-
-    def _parameters_of_trial(self) -> dict[str, Any]:
-        """The zoo reads them too, but takes number 0 for none."""
-        if not (self.storage and self.study_name):
-            raise ValueError(f"--trial-id={self.trial_id}: say of which study, with --storage and --study-name.")
-        try:
-            return dict(self.load_trial(self.storage, self.study_name, self.trial_id))
-        except (IndexError, KeyError):
-            raise ValueError(
-                f"--trial-id={self.trial_id}: no such trial has been made in --study-name={self.study_name} of "
-                f"--storage={self.storage}."
-            ) from None
-
-    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        hyperparams.setdefault("n_timesteps", self.n_timesteps)  # the zoo wants it in the file even if -n is given
-        self.emulators = hyperparams.pop("emulators", "processes")
-        if self.emulators != "processes":
-            self.wrapper_kwargs = native_wrapper_kwargs(hyperparams)
-        self.worker_restarts = hyperparams.pop("worker_restarts", 0)
-        if self.worker_restarts and (self.emulators != "processes" or self.vec_env_class is not WorkerVecEnv):
-            raise ValueError(f"worker_restarts={self.worker_restarts!r} is for worker processes: leave it out.")
-        evaluation = in_evaluation_mode(hyperparams)
-        self.evaluation_wrapper = get_wrapper_class(evaluation)
-        # 1% of the actions are random in the environment itself: the model adds nothing to that
-        self.deterministic_eval = self.deterministic_eval or evaluation is not hyperparams
-        processed = super()._preprocess_hyperparams(hyperparams)
-        self.model_arguments = processed[0]
-        check_kwargs(self.model_arguments, ALGOS[self.algo])
-        return processed
 
     def create_log_folder(self) -> None:
         """The zoo calls this when all arguments are read, and before anything is started or written."""
@@ -348,12 +282,3 @@ def _going_on(model: BaseAlgorithm) -> Iterator[None]:
         yield
     finally:
         del vars(model)["learn"]
-
-
-def hyperparams_folder() -> Path:
-    """
-    :return: the YAML files: inside the package when it is installed, beside it in a checkout
-    """
-    package = Path(__file__).parent.parent
-    inside, beside = package / "hyperparams", package.parent / "hyperparams"
-    return inside if inside.is_dir() else beside
