@@ -244,7 +244,7 @@ class TestTraining:
         def fail(*_: Any) -> None:
             raise ImportError("no moviepy here")
 
-        monkeypatch.setattr("sb3_per_dqn.zoo.manager.VecVideoRecorder", fail)
+        monkeypatch.setattr(finished, "VecVideoRecorder", fail)
         run = run_main(
             "train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, logs=tmp_path, env_id="CartPole-v1"
         )

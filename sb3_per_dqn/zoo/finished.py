@@ -1,11 +1,13 @@
-"""What becomes of a run that is over: its score, and what to say of pictures that fail."""
+"""What becomes of a run that is over: its score, its video, and what to say of a picture that fails."""
 
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
 
 from sb3_per_dqn.score import Score
 
@@ -23,6 +25,20 @@ def measured(model: BaseAlgorithm, env: VecEnv, games: int, deterministic: bool)
     """
     returns, _ = evaluate_policy(model, env, games, deterministic=deterministic, return_episode_rewards=True)
     return Score.of(returns, deterministic, model.num_timesteps)  # type: ignore[arg-type]
+
+
+def recorded_game(model: BaseAlgorithm, env: VecEnv, folder: Path, deterministic: bool) -> Path:
+    """
+    :param model: to play
+    :param env: one environment, in evaluation mode, that renders pictures
+    :param folder: for the video
+    :param deterministic: whether actions are greedy
+    :return: the video of a whole game, or of its first ``MAX_VIDEO_STEPS`` steps
+    """
+    recorder = VecVideoRecorder(env, str(folder), lambda step: step == 0, MAX_VIDEO_STEPS)
+    with closing(recorder):
+        evaluate_policy(model, recorder, n_eval_episodes=1, deterministic=deterministic)
+    return Path(recorder.video_path).rename(folder / "full-game.mp4")
 
 
 def result_or_reason(make: Callable[[], Any]) -> str:

@@ -16,12 +16,10 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback, LogEveryNTimesteps
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     VecEnv,
-    VecVideoRecorder,
     sync_envs_normalization,
 )
 
@@ -35,7 +33,7 @@ from sb3_per_dqn.run_settings import RunSettings
 from sb3_per_dqn.workers import WorkerVecEnv
 from sb3_per_dqn.zoo.attributes import replaced
 from sb3_per_dqn.zoo.evaluation import EVALUATION_KWARGS
-from sb3_per_dqn.zoo.finished import EVALUATION_GAMES, MAX_VIDEO_STEPS, measured, result_or_reason
+from sb3_per_dqn.zoo.finished import EVALUATION_GAMES, measured, recorded_game, result_or_reason
 from sb3_per_dqn.zoo.hyperparameters import HyperparameterManager
 
 LOGGED_ROWS = 200  # of a whole run, whatever its length
@@ -260,11 +258,7 @@ class RunManager(HyperparameterManager):
         kwargs = {**self.eval_env_kwargs, "render_mode": "rgb_array"}
         with replaced(self, emulators="processes", vec_env_class=DummyVecEnv, eval_env_kwargs=kwargs):
             env = self._evaluation_env(model, 1)
-        folder = Path(self.save_path) / "videos"
-        recorder = VecVideoRecorder(env, str(folder), lambda step: step == 0, MAX_VIDEO_STEPS)
-        with closing(recorder):
-            evaluate_policy(model, recorder, n_eval_episodes=1, deterministic=self.deterministic_eval)
-        return Path(recorder.video_path).rename(folder / "full-game.mp4")
+        return recorded_game(model, env, Path(self.save_path) / "videos", self.deterministic_eval)
 
     def _evaluation_env(self, model: BaseAlgorithm, n_envs: int) -> VecEnv:
         with replaced(self, verbose=0):
