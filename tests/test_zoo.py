@@ -241,7 +241,11 @@ class TestTraining:
         assert all(th.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
     def test_a_picture_that_fails_does_not_fail_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(*_: Any) -> None:
+        closed = []
+
+        def fail(env: Any, *_: Any) -> None:
+            close = env.close
+            env.close = lambda: closed.append(close())
             raise ImportError("no moviepy here")
 
         monkeypatch.setattr(finished, "VecVideoRecorder", fail)
@@ -250,6 +254,7 @@ class TestTraining:
         )
         assert run.status == 0
         assert closing_line(run)["video"] == "none (ImportError: no moviepy here)"
+        assert len(closed) == 1
 
 
 class TestWatching:

@@ -30,12 +30,16 @@ def measured(model: BaseAlgorithm, env: VecEnv, games: int, deterministic: bool)
 def recorded_game(model: BaseAlgorithm, env: VecEnv, folder: Path, deterministic: bool) -> Path:
     """
     :param model: to play
-    :param env: one environment, in evaluation mode, that renders pictures
+    :param env: one environment, in evaluation mode, that renders pictures; it is closed afterwards
     :param folder: for the video
     :param deterministic: whether actions are greedy
     :return: the video of a whole game, or of its first ``MAX_VIDEO_STEPS`` steps
     """
-    recorder = VecVideoRecorder(env, str(folder), lambda step: step == 0, MAX_VIDEO_STEPS)
+    try:
+        recorder = VecVideoRecorder(env, str(folder), lambda step: step == 0, MAX_VIDEO_STEPS)
+    except BaseException:
+        env.close()
+        raise
     with closing(recorder):
         evaluate_policy(model, recorder, n_eval_episodes=1, deterministic=deterministic)
     return Path(recorder.video_path).rename(folder / "full-game.mp4")
