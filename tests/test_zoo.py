@@ -101,6 +101,30 @@ def test_worker_restarts_reach_the_training_workers(tmp_path: Path, monkeypatch:
     assert multiprocessing.active_children() == []  # evaluation's, which were there by then
 
 
+@pytest.mark.parametrize("flags", [[], ["--eval-env-kwargs", "sutton_barto_reward:False"]], ids=["same", "other"])
+def test_arguments_of_the_yamls_environment_are_those_of_evaluation(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless there are others for that."""
+    made = []
+    create_envs = ExperimentManager.create_envs
+
+    def remember(self: Any, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
+        env = create_envs(self, n_envs, eval_env, no_log)
+        made.append((eval_env, env.get_attr("_sutton_barto_reward")))
+        return env
+
+    monkeypatch.setattr(ExperimentManager, "create_envs", remember)
+    params = [*CARTPOLE_PARAMS, "env_kwargs:{'sutton_barto_reward': True}"]
+    run = run_main("train", *SHORT_CARTPOLE, "--eval-freq", "200", *params, *flags, logs=tmp_path)
+    assert run.status == 0, run.err
+    in_training, in_evaluation = (
+        [value for is_evaluation, value in made if is_evaluation is when] for when in (False, True)
+    )
+    assert in_training == [[True]] * 2  # the trial, and training
+    assert in_evaluation == [[not flags]] * 3  # while it trains, for the score, for the video
+
+
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Trained through ``python -m``, in workers."""

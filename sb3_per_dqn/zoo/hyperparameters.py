@@ -90,6 +90,8 @@ class HyperparameterManager(ExperimentManager):
         # 1% of the actions are random in the environment itself: the model adds nothing to that
         self.deterministic_eval = self.deterministic_eval or evaluation is not hyperparams
         processed = super()._preprocess_hyperparams(hyperparams)
+        if not self._eval_env_kwargs_args:
+            self.eval_env_kwargs = self.env_kwargs  # those of the YAML, too: the zoo took them before they were read
         self.model_arguments = processed[0]
         check_kwargs(self.model_arguments, ALGOS[self.algo])
         return processed
