@@ -12,7 +12,6 @@ training is saved, and can be resumed).
 
 import argparse
 import difflib
-import importlib
 import os
 import sys
 
@@ -63,7 +62,6 @@ def run(command: str, arguments: list[str]) -> int:
     """
     # Not at the top: worker processes import this module, and need nothing of the zoo
     from sb3_per_dqn.checkpoint import CheckpointError
-    from sb3_per_dqn.checks import check_values
     from sb3_per_dqn.run_settings import RunSettings, parse_settings, settings_help
 
     try:
@@ -81,7 +79,6 @@ def run(command: str, arguments: list[str]) -> int:
             if {"-h", "--help"} & set(arguments):
                 print(f"our own {settings_help()}")
             settings, arguments = parse_settings(arguments)
-        check_values(arguments)
         zoo.run_command(command, with_defaults(command, arguments), settings)
     except Exception as error:
         if zoo.arose_in_training(error) and not isinstance(error, CheckpointError):
@@ -109,16 +106,17 @@ def with_defaults(command: str, arguments: list[str]) -> list[str]:
     parser.add_argument("-o", "--output-folder")
     given, _ = parser.parse_known_args(arguments)
 
-    defaults = ["--algo", given.algo, "--env", given.env, "-f", given.log_folder]
+    logs = given.log_folder
+    defaults = ["--algo", given.algo, "--env", given.env, "-f", logs]
     is_atari = _is_atari(given.algo, given.env, given.gym_packages)
     if command == "train":
-        defaults += ["-tb", f"{given.log_folder}/tensorboard"]
+        defaults += ["-tb", os.path.join(logs, "tensorboard")]
         defaults += ["--vec-env", "subproc", "-P"] if is_atari else []
     elif is_atari and given.algo == "per_ddqn":
         defaults += ["--deterministic"]  # our evaluation mode brings its own random actions
     if command == "record_training":
         # Not among a run's videos, its own default, as it deletes what is there. Its ffmpeg wants an absolute path
-        folder = given.output_folder or f"{given.log_folder}/videos/{given.env.replace('/', '-')}"
+        folder = given.output_folder or os.path.join(logs, "videos", given.env.replace("/", "-"))
         arguments = [*arguments, "-o", os.path.abspath(folder)]
     if {"-h", "--help"} & set(arguments):
         print(f"defaults: {' '.join(defaults)}\n")
@@ -130,10 +128,11 @@ def _is_atari(algo: str, env_id: str, gym_packages: list[str]) -> bool:
 
     from sb3_per_dqn import zoo
     from sb3_per_dqn.checks import check_algo, check_env_id
+    from sb3_per_dqn.classes import imported
 
     check_algo(algo, ALGOS)
     for package in gym_packages:
-        importlib.import_module(package)
+        imported(package, "--gym-packages")
     check_env_id(env_id)
     return zoo.RunManager.is_atari(env_id)
 

@@ -1,7 +1,5 @@
 """What is wrong with a run's arguments, found before anything is started or written, and the way out."""
 
-import argparse
-import ast
 import difflib
 import inspect
 import os
@@ -46,36 +44,6 @@ def check_env_id(env_id: str) -> None:
     if env_id not in gym.registry:
         near = difflib.get_close_matches(env_id, gym.registry, n=3)
         raise ValueError(f"--env={env_id!r} is not known to gymnasium. Did you mean {', '.join(near) or 'another'}?")
-
-
-def check_values(arguments: list[str]) -> None:
-    """
-    The zoo evaluates values on the command line as Python, where a word without quotes is a name.
-
-    :param arguments: of one of the zoo's commands
-    :raises ValueError: for a value that is such a word, or no Python
-    """
-    from rl_zoo3 import utils  # whose names the zoo's values may use
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flags in (["-params", "--hyperparams"], ["--env-kwargs"], ["--eval-env-kwargs"]):
-        parser.add_argument(*flags, nargs="+", default=[], dest=flags[0])
-    for flag, given in vars(parser.parse_known_args(arguments)[0]).items():
-        for argument in given:
-            name, _, value = argument.partition(":")
-            if not _is_value(value, vars(utils)):
-                raise ValueError(
-                    f"{flag} {argument}: it is NAME:VALUE, with the value as in Python, and words in quotes: "
-                    f"\"{name}:'{value or 'word'}'\"."
-                )
-
-
-def _is_value(text: str, names: dict[str, Any]) -> bool:
-    try:
-        eval(text, dict(names))
-    except Exception:
-        return False
-    return not isinstance(ast.parse(text.strip(), mode="eval").body, ast.Name)  # max is Python, too
 
 
 def check_writable(folder: str, flag: str = "-f (and -tb)") -> None:

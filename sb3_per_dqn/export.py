@@ -1,22 +1,26 @@
 """The command that writes a run's model into a folder to share."""
 
 import argparse
-import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
-from rl_zoo3.utils import StoreDict, get_model_path, get_saved_hyperparams
+from rl_zoo3.utils import get_model_path, get_saved_hyperparams
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_per_dqn import zoo
 from sb3_per_dqn.checks import check_env_id, check_writable
+from sb3_per_dqn.classes import imported, listed, name_and_kwargs
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.run_settings import arguments_of
 from sb3_per_dqn.score import Score
-from sb3_per_dqn.sharing import export_model
+from sb3_per_dqn.sharing import EnvironmentSettings, export_model
+from sb3_per_dqn.sharing.environment import Wrapper
 from sb3_per_dqn.sharing.model_folder import CURVE, check_free
 from sb3_per_dqn.sharing.normalization import normalization_of
+from sb3_per_dqn.zoo.evaluation import create_evaluation_env
+from sb3_per_dqn.zoo.finished import EVALUATION_GAMES, measured
+from sb3_per_dqn.zoo.values import StoreValues
 
 
 def _parser(default_env: str) -> argparse.ArgumentParser:
@@ -42,24 +46,25 @@ def export_run(arguments: list[str], default_env: str) -> str:
     """
     given = _parser(default_env).parse_args(arguments)
     for package in given.gym_packages:
-        importlib.import_module(package)
+        imported(package, "--gym-packages")
     check_env_id(given.env)
     check_free(given.to)
     check_writable(given.to, "--to")
     if given.games is not None and given.games < 1:
         raise ValueError(f"--games={given.games} must be 1 or more.")
-    run_folder, model = saved_run(given.env, given.folder, given.exp_id, given.device)
+    run_folder, model, environment = saved_run(given.env, given.folder, given.exp_id, given.device, given.gym_packages)
     env = model.get_env()
     assert env is not None
     try:
         score = None if given.games else Score.read(run_folder)
         if score is None or score.steps != model.num_timesteps:
-            score = zoo.measured(model, env, given.games or zoo.EVALUATION_GAMES, deterministic=True)
+            score = measured(model, env, given.games or EVALUATION_GAMES, deterministic=True)
         normalization = normalization_of(model)
         if normalization is not None:
             normalization.training = True  # whoever trains it further goes on from there
         curve, video = run_folder / CURVE, run_folder / "videos" / "full-game.mp4"
-        export_model(model, given.to, env_id=given.env, score=score, curve=_if_there(curve), video=_if_there(video))
+        files = {"curve": _if_there(curve), "video": _if_there(video)}
+        export_model(model, given.to, env_id=given.env, environment=environment, score=score, **files)
     finally:
         env.close()
     found = {"plot": curve, "video": video}
@@ -67,7 +72,9 @@ def export_run(arguments: list[str], default_env: str) -> str:
     return "; ".join([f"model folder: {given.to}", f"score: {score}", *parts])
 
 
-def saved_run(env_id: str, logs: str, number: int = 0, device: str = "auto") -> tuple[Path, PerDoubleDQN]:
+def saved_run(
+    env_id: str, logs: str, number: int = 0, device: str = "auto", packages: Sequence[str] = ()
+) -> tuple[Path, PerDoubleDQN, EnvironmentSettings]:
     """
     Load the model of a run, from SB3's ``.zip`` (which runs code in it: load only what you trust).
 
@@ -75,8 +82,9 @@ def saved_run(env_id: str, logs: str, number: int = 0, device: str = "auto") -> 
     :param logs: the folder given to ``train`` with ``-f``
     :param number: of the run; 0 is the latest
     :param device: for the model
+    :param packages: that register the environment, beside those that the run was begun with
     :return: the run's folder, and the model on one environment in evaluation mode, ``VecNormalize`` around it if it was
-        trained with that
+        trained with that; and how that environment is made
     :raises AssertionError: if there is no such run
     :raises ValueError: if there is no model in it
     """
@@ -84,24 +92,45 @@ def saved_run(env_id: str, logs: str, number: int = 0, device: str = "auto") -> 
     _, model_path, folder = get_model_path(number, logs, "per_ddqn", name)
     saved, stats_path = get_saved_hyperparams(f"{folder}/{name}", norm_reward=True)
     hyperparams = dict(saved)
-    env_kwargs = _evaluation_env_kwargs(Path(folder), hyperparams)
-    env = zoo.create_evaluation_env(
+    environment = _environment_settings(Path(folder), hyperparams, packages)
+    env_kwargs = dict(environment.evaluation_kwargs or environment.kwargs)
+    env = create_evaluation_env(
         env_id, stats_path=stats_path, should_render=False, hyperparams=hyperparams, env_kwargs=env_kwargs
     )
     normalization = unwrap_vec_normalize(env)
     if normalization is not None:  # whose returns are Monitor's: what becomes of rewards matters to learning alone
         normalization.norm_reward = hyperparams["normalize_kwargs"].get("norm_reward", True)
-    return Path(folder), PerDoubleDQN.load(model_path, env, device=device)
+    return Path(folder), PerDoubleDQN.load(model_path, env, device=device), environment
 
 
-def _evaluation_env_kwargs(run_folder: Path, hyperparams: dict[str, Any]) -> dict[str, Any]:
-    """As the zoo chooses them: those for evaluation, those of the command line, those of the YAML."""
+def _environment_settings(
+    run_folder: Path, hyperparams: dict[str, Any], packages: Sequence[str]
+) -> EnvironmentSettings:
+    """As the zoo chooses them: the command line's arguments come before those of the YAML."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--env-kwargs", "--eval-env-kwargs"):
-        parser.add_argument(flag, nargs="+", action=StoreDict)
+        parser.add_argument(flag, nargs="+", action=StoreValues, default={})
+    parser.add_argument("--gym-packages", nargs="+", default=[])
     given, _ = parser.parse_known_args(arguments_of(run_folder))
-    kwargs: dict[str, Any] = given.eval_env_kwargs or given.env_kwargs or hyperparams.get("env_kwargs", {})
-    return kwargs
+    return EnvironmentSettings(
+        packages=tuple(dict.fromkeys([*given.gym_packages, *packages])),
+        kwargs=given.env_kwargs or hyperparams.get("env_kwargs") or {},
+        evaluation_kwargs=given.eval_env_kwargs,
+        wrappers=_wrappers(hyperparams.get("env_wrapper")),
+        vec_wrappers=_wrappers(hyperparams.get("vec_env_wrapper")),
+        frame_stack=hyperparams.get("frame_stack"),
+    )
+
+
+def _wrappers(given: Any) -> tuple[Wrapper, ...]:
+    """
+    :param given: as in the zoo's YAML: a wrapper or a list of them
+    :return: their names and arguments
+    """
+    found = [name_and_kwargs(wrapper) for wrapper in listed(given)]
+    return tuple(
+        (name if isinstance(name, str) else f"{name.__module__}.{name.__qualname__}", kwargs) for name, kwargs in found
+    )
 
 
 def _if_there(path: Path) -> Path | None:

@@ -12,6 +12,7 @@ from stable_baselines3 import DQN
 
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
+from sb3_per_dqn.whole_files import replacing
 
 SelfPersistentDQN = TypeVar("SelfPersistentDQN", bound="PersistentDQN")
 
@@ -26,7 +27,8 @@ class PersistentDQN(DQN):
         include: Iterable[str] | None = None,
     ) -> None:
         """
-        Save all the attributes of the object and the model parameters in a zip-file: wholly, or what was there stays.
+        Save all the attributes of the object and the model parameters in a zip-file: wholly, and on the disk when this
+        returns, or what was there stays.
 
         :param path: path to the file where the rl agent should be saved
         :param exclude: name of parameters that should be excluded in addition to the default ones
@@ -36,12 +38,8 @@ class PersistentDQN(DQN):
             super().save(path, exclude, include)
             return
         path = Path(path) if Path(path).suffix else Path(f"{path}.zip")  # as SB3 names it
-        beside = path.with_name(f".{path.name}")
-        try:
+        with replacing(path) as beside:
             super().save(beside, exclude, include)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
 
     @classmethod
     def load(

@@ -10,6 +10,7 @@ from typing import Any
 
 from sb3_per_dqn.checkpoint import CheckpointError
 from sb3_per_dqn.checkpoint.run import EVERY
+from sb3_per_dqn.whole_files import replacing
 
 RUN_FILE, CONF_FILE = "run.json", "conf.yml"
 CONF_KINDS = (".yml", ".yaml", ".py")  # the zoo takes names of modules as well
@@ -35,7 +36,8 @@ class RunSettings:
         conf = None
         if manager.config.endswith(CONF_KINDS):
             conf = Path(CONF_FILE).with_suffix(Path(manager.config).suffix).name
-            shutil.copyfile(manager.config, folder / conf)  # the original may change
+            with replacing(folder / conf) as beside:
+                shutil.copyfile(manager.config, beside)  # the original may change
         # The zoo adds the environment to the folder; without one there are no curves
         curves = manager.tensorboard_log and str(Path(manager.tensorboard_log).absolute().parent)
         # A script of the user's own has other defaults than our command line
@@ -44,7 +46,8 @@ class RunSettings:
         every = 0 if manager.checkpoints is None else self.every  # of SB3's algorithms there are none
         arguments = [*sys.argv[1:], *fixed]  # where the zoo reads them, whoever called it
         run = {"arguments": arguments, "every": every, "folder": str(folder.absolute()), "conf": conf}
-        (folder / RUN_FILE).write_text(json.dumps(run, indent=1))
+        with replacing(folder / RUN_FILE) as beside:
+            beside.write_text(json.dumps(run, indent=1))
 
 
 def arguments_of(run_folder: Path) -> list[str]:

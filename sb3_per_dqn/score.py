@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sb3_per_dqn.whole_files import replacing
+
 SCORE_FILE = "score.json"
 
 
@@ -38,14 +40,15 @@ class Score:
         return cls(float(np.mean(returns)), float(np.std(returns)), len(returns), deterministic, steps)
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} +/- {self.std:.2f} over {self.games} full games"
+        return f"{self.mean:.2f} +/- {self.std:.2f} over {self.games} full game{'s' if self.games > 1 else ''}"
 
     def write(self, run_folder: str | Path) -> None:
         """
         :param run_folder: where to leave ``score.json``
         :raises OSError: if that fails
         """
-        (Path(run_folder) / SCORE_FILE).write_text(json.dumps(asdict(self), indent=1))
+        with replacing(Path(run_folder) / SCORE_FILE) as beside:
+            beside.write_text(json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, run_folder: str | Path) -> "Score | None":

@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,30 @@ def write_file(path: Path, data: Any) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """
+    Write a file beside its place, sync it, and rename it: it is there as a whole, or what was there stays. Of several
+    that write it at the same time, each has a file of its own beside it, and the last to finish stays.
+
+    :param path: of a file, which is made or replaced
+    :yield: where to write it
+    :raises OSError: if that fails
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield beside
+        descriptor = os.open(beside, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        beside.replace(path)
+        sync_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_file(path: Path, error: type[ValueError], at_most: int | None = None) -> bytes:

@@ -25,6 +25,7 @@ from test_zoo import BREAKOUT_PARAMS, closing_line, frames, run_main
 from sb3_per_dqn import PerDoubleDQN, PrioritizedReplayBuffer, atari, make_atari_vec_env, zoo
 from sb3_per_dqn.atari import AtariGameWrapper
 from sb3_per_dqn.native_atari import NativeAtariVecEnv, NativeGame, game_settings
+from sb3_per_dqn.zoo.evaluation import native_wrapper_kwargs
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 PACMAN = "MsPacmanNoFrameskip-v4"  # pays 10 for a pellet and 200 for a ghost, has three lives and no FIRE
@@ -760,5 +761,5 @@ class TestZoo:
 
     def test_wrapper_arguments_reach_the_games(self) -> None:
         hyperparams: dict[str, Any] = {"env_wrapper": [{zoo.GAME_WRAPPER: {"noop_max": 3}}]}
-        assert zoo.native_wrapper_kwargs(hyperparams) == {"noop_max": 3}
-        assert zoo.native_wrapper_kwargs({"env_wrapper": zoo.GAME_WRAPPER}) == {}
+        assert native_wrapper_kwargs(hyperparams) == {"noop_max": 3}
+        assert native_wrapper_kwargs({"env_wrapper": zoo.GAME_WRAPPER}) == {}

@@ -1,6 +1,7 @@
 """What is installed: the same package from a checkout, an sdist and a wheel, with what it needs and no more."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -66,7 +67,8 @@ def test_the_installed_command_trains(wheel: Path, tmp_path: Path) -> None:
     flags = ["--env", "CartPole-v1", "-n", "300", "--device", "cpu", "--eval-freq", "-1"]
     flags += ["-params", "learning_starts:100", "train_freq:8", "gradient_steps:2"]
     command = [str(python.with_name("sb3-per-dqn")), "train", *flags]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may name this checkout
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert f"Loading hyperparameters from: {packages}/sb3_per_dqn/hyperparams/per_ddqn.yml" in run.stdout
     assert (tmp_path / "logs" / "per_ddqn" / "CartPole-v1_1" / "CartPole-v1.zip").is_file()

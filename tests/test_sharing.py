@@ -9,9 +9,12 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import safetensors.torch
@@ -22,15 +25,25 @@ from huggingface_sb3.push_to_hub import _generate_metadata
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 from stable_baselines3.dqn import policies as dqn_policies
 
-from sb3_per_dqn import MlpPolicy, PerDoubleDQN, PiecewiseSchedule, atari, export_model, load_model, make_atari_vec_env
+from sb3_per_dqn import (
+    MlpPolicy,
+    PerDoubleDQN,
+    PiecewiseSchedule,
+    atari,
+    export_model,
+    load_model,
+    make_atari_vec_env,
+    zoo,
+)
 from sb3_per_dqn.minatar import ChannelFirst, MinAtarPolicy, register_minatar
 from sb3_per_dqn.score import Score
-from sb3_per_dqn.sharing import ModelFolderError, card, model_folder
+from sb3_per_dqn.sharing import EnvironmentSettings, ModelFolderError, card, model_folder
 from sb3_per_dqn.sharing.model_folder import ARGUMENTS
 from sb3_per_dqn.sharing.plain import as_endpoints
 from sb3_per_dqn.sharing.plain_spaces import space_from_plain, space_to_plain
@@ -38,6 +51,7 @@ from sb3_per_dqn.whole_files import sha256
 from tests.test_training_with_replay import Corridor, DictFrames, Frames
 from tests.test_zoo import CARTPOLE_PARAMS, SHORT_CARTPOLE, Run, run_main
 
+ROOT = Path(__file__).parents[1]
 SCORE = Score(mean=12.345, std=1.5, games=3, deterministic=True, steps=64)
 
 
@@ -734,6 +748,199 @@ def test_the_cards_lines_run(
     normalization = variables["model"].get_vec_normalize_env()
     if normalization is not None:
         assert normalization.ret_rms.count == model.get_vec_normalize_env().ret_rms.count  # it was only watched
+
+
+CORRIDORS = """
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnvWrapper
+
+
+class Corridor(gym.Env):
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def __init__(self, length=5, bounds=(0, 1), **others):
+        self.said = {"length": length, "bounds": bounds, **others}
+        self.length, self.place = length, 0
+
+    def observed(self):
+        return np.array([self.place, self.length], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.place = 0
+        return self.observed(), {}
+
+    def step(self, action):
+        self.place += 1
+        return self.observed(), float(action), self.place >= self.length, False, {}
+
+
+class Scaled(gym.ObservationWrapper):
+    def __init__(self, env, factor=1.0):
+        super().__init__(env)
+        self.factor = factor
+
+    def observation(self, observation):
+        return observation * np.float32(self.factor)
+
+
+class Shifted(VecEnvWrapper):
+    def __init__(self, venv, by):
+        super().__init__(venv)
+        self.by = by
+
+    def reset(self):
+        return self.venv.reset() + np.float32(self.by)
+
+    def step_wait(self):
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            if "terminal_observation" in info:
+                info["terminal_observation"] = info["terminal_observation"] + np.float32(self.by)
+        return observations + np.float32(self.by), rewards, dones, infos
+
+
+gym.register("Corridor-v0", Corridor)
+"""
+
+
+@pytest.fixture
+def corridors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Name of a module that registers an environment and has wrappers for it."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "corridors.py").write_text(CORRIDORS)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.delitem(sys.modules, "corridors", raising=False)
+    yield "corridors"
+    gym.registry.pop("Corridor-v0", None)
+
+
+def run_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """
+    :return: the variables of the card's program
+    """
+    code = re.search(r"```python\n(.*?)```", ModelCard.load(folder / "README.md").text, re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(folder)
+    variables: dict[str, Any] = {}
+    exec(code[1], variables)
+    return variables
+
+
+def test_the_environment_of_a_run_can_be_made_again(
+    corridors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf.py").write_text("""
+import corridors
+
+hyperparams = {"Corridor-v0": {
+    "policy": "MlpPolicy", "n_timesteps": 300, "learning_starts": 100, "buffer_size": 1000, "frame_stack": 2,
+    "env_wrapper": [{"corridors.Scaled": {"factor": 3.0}}, "gymnasium.wrappers.FlattenObservation"],
+    "vec_env_wrapper": {corridors.Shifted: {"by": -0.25}},
+}}
+""")
+    flags = ["--env", "Corridor-v0", "--gym-packages", corridors]
+    kwargs = ["length:7", "bounds:(-1, float('inf'))", "title:'say \"hello\"'", "none:None"]
+    train = [*flags, "--conf-file", str(tmp_path / "conf.py"), "--eval-freq", "-1", "--device", "cpu"]
+    run = run_main("train", *train, "--env-kwargs", *kwargs, "--eval-env-kwargs", *kwargs, "length:9", logs=tmp_path)
+    assert run.status == 0, run.err
+    to = tmp_path / "shared"
+    exported = run_main("export", *flags, "--device", "cpu", "--to", str(to), logs=tmp_path)
+    assert exported.status == 0, exported.err
+
+    made = json.loads((to / "config.json").read_text())["environment"]
+    assert made["packages"] == ["corridors"]
+    assert made["kwargs"]["length"] == 7
+    assert made["wrappers"] == [
+        {"name": "corridors.Scaled", "kwargs": {"factor": 3.0}},
+        {"name": "gymnasium.wrappers.FlattenObservation", "kwargs": {}},
+    ]
+    assert made["vec_wrappers"] == [{"name": "corridors.Shifted", "kwargs": {"by": -0.25}}]
+    env = run_usage(to, monkeypatch)["env"]
+    said = {
+        "length": 9,
+        "bounds": (-1, float("inf")),
+        "title": 'say "hello"',
+        "none": None,
+        "render_mode": "rgb_array",
+    }  # SB3's
+    assert env.unwrapped.get_attr("said") == [said]
+    np.testing.assert_array_equal(env.reset(), [[0, 0, -0.25, 26.75]])
+    np.testing.assert_array_equal(env.step([1])[0], [[-0.25, 26.75, 2.75, 26.75]])
+
+
+def test_a_game_of_atari_is_played_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what evaluation changes."""
+    monkeypatch.setattr(atari, "EVALUATION_MAX_FRAMES", 200)
+    small = {"screen_size": 42, "noop_max": 3, "terminal_on_life_loss": True}
+    kwargs = {"repeat_action_probability": 0.5}
+
+    def game() -> VecEnv:
+        return make_atari_vec_env(
+            "BreakoutNoFrameskip-v4", 1, frame_stack=2, wrapper_kwargs=small, env_kwargs=kwargs,
+            vec_env_cls=atari.DummyVecEnv,
+        )  # fmt: skip
+
+    environment = EnvironmentSettings(kwargs=kwargs, wrappers=((zoo.GAME_WRAPPER, small),), frame_stack=2)
+    more = (*environment.wrappers, ("gymnasium.wrappers.DtypeObservation", {"dtype": "uint8"}))
+    for name, settings in {"alone": environment, "and": replace(environment, wrappers=more)}.items():
+        model = make(game, "CnnPolicy", policy_kwargs={"features_extractor_class": FlattenExtractor})
+        folder = export_model(model, tmp_path / name, env_id="BreakoutNoFrameskip-v4", environment=settings)
+        env = run_usage(folder, monkeypatch)["env"]
+        (emulator,) = env.unwrapped.envs
+        assert emulator.unwrapped.spec.kwargs["repeat_action_probability"] == 0.5
+        assert env.get_attr("evaluation") == [True]
+        assert not env.env_is_wrapped(EpisodicLifeEnv)[0]
+        assert env.observation_space.shape == (42, 42, 2)
+
+
+def test_what_cannot_be_said_of_an_environment_is_refused(tmp_path: Path) -> None:
+    model = make()
+    for bad, words in (
+        (EnvironmentSettings(packages=("os; import this",)), "packages: 'os; import this' is no name"),
+        (EnvironmentSettings(wrappers=(("walk.class", {}),)), r"env_wrapper: 'walk\.class' is no name"),
+        (EnvironmentSettings(kwargs={"goal": Path()}), r"env_kwargs\['goal'\]=.*no plain data"),
+        (EnvironmentSettings(kwargs={"goal": int}), r"env_kwargs=\{'goal': <class 'int'>\} is no plain data"),
+    ):
+        with pytest.raises(ModelFolderError, match=words):
+            export_model(model, tmp_path / "shared", env_id="CartPole-v1", environment=bad)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_of_an_earlier_version_is_read(folder: Path) -> None:
+    """Which said nothing of the environment."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["environment"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_model(folder, cartpole(), "cpu").num_timesteps == 64
+    assert "env = make_vec_env(" in card.usage(config)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "make_env", "policy", "extra"),
+    [
+        ("CartPole-v1", cartpole, "MlpPolicy", ""),
+        ("MinAtar/Breakout-v0", minatar, MinAtarPolicy, "minatar"),
+        ("BreakoutNoFrameskip-v4", breakout, "CnnPolicy", "atari"),
+    ],
+)
+def test_the_card_says_where_the_package_comes_from(
+    env_id: str, make_env: Callable[[], VecEnv], policy: Any, extra: str, tmp_path: Path
+) -> None:
+    """As the README does, from a checkout; with an extra that is there."""
+    folder = export_model(PerDoubleDQN(policy, make_env(), buffer_size=10), tmp_path / "shared", env_id=env_id)
+    found = re.search(r"`pip install (\.|\"\.\[(\w+)\]\")`", ModelCard.load(folder / "README.md").text)
+    assert found is not None
+    assert (found[2] or "") == extra
+    assert not extra or extra in metadata.metadata("sb3-per-dqn").get_all("Provides-Extra")
+    assert 'pip install ".[' in (ROOT / "README.md").read_text()
+
+
+def test_one_game_is_one() -> None:
+    assert str(Score.of([2.0], True, 1)).endswith("over 1 full game")
+    assert str(Score.of([2.0, 3.0], True, 1)).endswith("over 2 full games")
 
 
 def test_names_in_the_card_stay_names() -> None:

@@ -37,13 +37,20 @@ from stable_baselines3.common.monitor import load_results
 
 from sb3_per_dqn import DeviceReplayBuffer, MlpPolicy, PerDoubleDQN, atari, zoo
 from sb3_per_dqn.__main__ import COMMANDS, main, with_defaults
+from sb3_per_dqn.callbacks import InterruptGuard
 from sb3_per_dqn.checks import check_keys, check_kwargs, warn_of_early_joints
 from sb3_per_dqn.plots import draw_learning_curves, read_columns, running_mean
+from sb3_per_dqn.zoo import finished
+from sb3_per_dqn.zoo.evaluation import in_evaluation_mode
+from sb3_per_dqn.zoo.finished import EVALUATION_GAMES
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 SHORT_CARTPOLE = ["--env", "CartPole-v1", "-n", "400", "--seed", "3", "--device", "cpu"]
 CARTPOLE_PARAMS = ["-params", "learning_starts:100", "train_freq:8", "gradient_steps:2", "buffer_size:1000"]
 BREAKOUT_PARAMS = ["-params", "n_envs:2", "learning_starts:100", "buffer_size:1000", "gradient_steps:1", "batch_size:8"]
+
+
+WRAPPED = "--env CartPole-v1 -params env_wrapper:'{}'"
 
 
 @dataclass
@@ -92,6 +99,30 @@ def test_worker_restarts_reach_the_training_workers(tmp_path: Path, monkeypatch:
     assert bad.status == 2
     assert "restarts=-1 must be a whole number, 0 or more" in bad.err
     assert multiprocessing.active_children() == []  # evaluation's, which were there by then
+
+
+@pytest.mark.parametrize("flags", [[], ["--eval-env-kwargs", "sutton_barto_reward:False"]], ids=["same", "other"])
+def test_arguments_of_the_yamls_environment_are_those_of_evaluation(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless there are others for that."""
+    made = []
+    create_envs = ExperimentManager.create_envs
+
+    def remember(self: Any, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
+        env = create_envs(self, n_envs, eval_env, no_log)
+        made.append((eval_env, env.get_attr("_sutton_barto_reward")))
+        return env
+
+    monkeypatch.setattr(ExperimentManager, "create_envs", remember)
+    params = [*CARTPOLE_PARAMS, "env_kwargs:{'sutton_barto_reward': True}"]
+    run = run_main("train", *SHORT_CARTPOLE, "--eval-freq", "200", *params, *flags, logs=tmp_path)
+    assert run.status == 0, run.err
+    in_training, in_evaluation = (
+        [value for is_evaluation, value in made if is_evaluation is when] for when in (False, True)
+    )
+    assert in_training == [[True]] * 2  # the trial, and training
+    assert in_evaluation == [[not flags]] * 3  # while it trains, for the score, for the video
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +210,7 @@ class TestTraining:
     def test_closing_line_names_score_model_plot_and_video(self, trained: Run) -> None:
         result = closing_line(trained)
         assert list(result) == ["score", "model", "plot", "video"]
-        assert result["score"].endswith(f"over {zoo.EVALUATION_GAMES} full games")
+        assert result["score"].endswith(f"over {EVALUATION_GAMES} full games")
         float(result["score"].split()[0])
         assert Path(result["model"]) == trained.folder / f"{trained.env_id}.zip"
 
@@ -234,15 +265,20 @@ class TestTraining:
         assert all(th.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
     def test_a_picture_that_fails_does_not_fail_the_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(*_: Any) -> None:
+        closed = []
+
+        def fail(env: Any, *_: Any) -> None:
+            close = env.close
+            env.close = lambda: closed.append(close())
             raise ImportError("no moviepy here")
 
-        monkeypatch.setattr(zoo, "VecVideoRecorder", fail)
+        monkeypatch.setattr(finished, "VecVideoRecorder", fail)
         run = run_main(
             "train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, logs=tmp_path, env_id="CartPole-v1"
         )
         assert run.status == 0
         assert closing_line(run)["video"] == "none (ImportError: no moviepy here)"
+        assert len(closed) == 1
 
 
 class TestWatching:
@@ -365,7 +401,7 @@ class TestInterrupt:
         assert 0 < PerDoubleDQN.load(run_folder / f"{BREAKOUT}.zip", device="cpu").num_timesteps < 20_000
 
     def test_first_press_ends_the_step_and_the_second_raises(self) -> None:
-        guard = zoo.InterruptGuard()
+        guard = InterruptGuard()
         before = signal.getsignal(signal.SIGINT)
         with guard.listening():
             assert guard._on_step()
@@ -381,7 +417,7 @@ class TestInterrupt:
         def press(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(zoo, "evaluate_policy", press)
+        monkeypatch.setattr(finished, "evaluate_policy", press)
         run = run_main(
             "train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, logs=tmp_path, env_id="CartPole-v1"
         )
@@ -425,6 +461,22 @@ class TestBadInput:
             (["enjoy", "--env", "CartPole-v1", "--algo", "perdqn"], ["perdqn", "per_ddqn?"]),
             (["train", "-params", "n_envs:2", "exploration:[[0.5,1],[0,0]]"], ["exploration", "(0.0, 0.0)"]),
             (["train", "--env", "CartPole-v1", "-conf", "no_such_file.yml"], ["no_such_file.yml"]),
+            (
+                ["train", "--env", "CartPole-v1", "-conf", "no_such_modul"],
+                ["--conf-file", "'no_such_modul'", "PYTHONPATH"],
+            ),
+            (["train", "--env", "X-v1", "--gym-packages", "no_such_modul"], ["--gym-packages", "'no_such_modul'"]),
+            (["export", "--env", "X-v1", "--gym-packages", "nowhere.x", "--to", "x"], ["--gym-packages", "'nowhere'"]),
+            (
+                ["train", *WRAPPED.format("no_such_modul.Wrapper").split()],
+                ["env_wrapper='no_such_modul.Wrapper'", "PYTHON"],
+            ),
+            (["train", *WRAPPED.format("gymnasium.wraper.X").split()], ["env_wrapper=", "'gymnasium.wraper'"]),
+            (["train", *WRAPPED.format("gymnasium.wrappers.FlatenObservation").split()], ["FlattenObservation?"]),
+            (["train", *WRAPPED.format("TimeLimit").split()], ["env_wrapper='TimeLimit' is no MODULE.CLASS"]),
+            (["train", "-params", "vec_env_wrapper:[{'no_such_modul.X':{}}]"], ["vec_env_wrapper='no_such_modul.X'"]),
+            (["train", "-params", "callback:'no_such_modul.Callback'"], ["callback='no_such_modul.Callback'"]),
+            (["train", "-params", "policy:'sb3_per_dqn.policies.MlpPolic'"], ["policy=", "MlpPolicy?"]),
             (["train", "--env", "CartPole-v1", "-optimize", "--algo", "crossq"], ["-optimize", "crossq"]),
             (["train", "--env", "CartPole-v1", "-n", "0"], ["--n-timesteps=0"]),
             (["train", "--env", "CartPole-v1", "-n", "-5"], ["--n-timesteps=-5"]),
@@ -586,6 +638,24 @@ class TestArguments:
         assert "--deterministic" not in with_defaults("enjoy", ["--env", "CartPole-v1"])
         assert "--deterministic" not in with_defaults("enjoy", ["--algo", "dqn"])  # its games have no random actions
 
+    def test_a_slash_behind_the_folder_is_one(self, tmp_path: Path) -> None:
+        run = run_main("train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, "-f", f"{tmp_path}/")
+        assert run.status == 0, run.err
+        assert f"{tmp_path}/per_ddqn/CartPole-v1_1" in run.out
+        assert f"{tmp_path}/tensorboard" in run.out
+        assert f"{tmp_path}//" not in run.out
+
+    def test_values_are_evaluated_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "counting.py").write_text("calls = []\ndef size():\n    calls.append(1)\n    return 1000\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        counted = "buffer_size:__import__('counting').size()"
+        flags = [*SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, counted]
+        run = run_main("train", *flags, logs=tmp_path / "logs")
+        assert run.status == 0, run.err
+        assert len(sys.modules["counting"].calls) == 1
+        assert rl_zoo3.train.StoreDict is rl_zoo3.utils.StoreDict
+        assert rl_zoo3.utils.StoreDict.__module__ == "rl_zoo3.utils"  # for others it is as it was
+
     def test_import_is_enough_and_harmless_twice(self) -> None:
         zoo.register()
         assert rl_zoo3.ALGOS["per_ddqn"] is rl_zoo3.utils.ALGOS["per_ddqn"] is PerDoubleDQN
@@ -652,8 +722,8 @@ class TestArguments:
 
     def test_other_wrappers_stay_as_they_are(self) -> None:
         hyperparams = {"env_wrapper": ["stable_baselines3.common.atari_wrappers.AtariWrapper"], "frame_stack": 4}
-        assert zoo.in_evaluation_mode(hyperparams) is hyperparams
-        assert zoo.in_evaluation_mode({}) == {}
+        assert in_evaluation_mode(hyperparams) is hyperparams
+        assert in_evaluation_mode({}) == {}
 
 
 class TestPlots:

@@ -3,14 +3,13 @@
 import json
 from typing import Any
 
-import gymnasium as gym
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sb3_per_dqn.score import Score
-from sb3_per_dqn.sharing.plain import foreign_names
+from sb3_per_dqn.sharing.plain import Plain, foreign_names
+from sb3_per_dqn.sharing.recipe import installation, making_environment
 
 LIBRARY = "stable-baselines3"
-FRAME = [84, 84]  # the size that AtariGameWrapper gives them
 SCORED_GAMES = 10
 
 
@@ -28,7 +27,7 @@ def model_card(config: dict[str, Any], score: Score | None = None, curve: str | 
         model_name=algorithm,
         eval_results=None if score is None else [_eval_result(env_id, score)],
     )
-    arguments = {"policy": config["policy"], **config["arguments"]}
+    arguments, environment = {"policy": config["policy"], **config["arguments"]}, config.get("environment")
     trained = f"Trained for {config['num_timesteps']:,} environment steps."
     parts = [
         f"# **{algorithm}** agent playing **{env_id}**",
@@ -39,12 +38,18 @@ def model_card(config: dict[str, Any], score: Score | None = None, curve: str | 
         *([] if curve is None else [f"![learning curves]({curve})"]),
         "## Usage",
         "Weights are in safetensors and the configuration is JSON: loading runs no code of this folder.",
+        f"sb3-per-dqn is installed from a checkout of its repository: `{installation(config)}`.",
         f"```python\n{usage(config, score)}\n```",
         "Training can go on (`model.learn(...)`), with an empty replay memory and a fresh optimizer.",
+        *([] if environment is None else ["## Environment, as in training", _yaml(environment)]),
         "## Arguments",
-        "```yaml\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in arguments.items()) + "\n```",
+        _yaml(arguments),
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def _yaml(settings: dict[str, Plain]) -> str:
+    return "```yaml\n" + "\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()) + "\n```"
 
 
 def _eval_result(env_id: str, score: Score) -> EvalResult:
@@ -66,12 +71,12 @@ def usage(config: dict[str, Any], score: Score | None = None) -> str:
     :param score: of the model
     :return: Python that loads and evaluates it
     """
-    imports, make_env = _environment(config)
+    imports, make_env = making_environment(config)
     own = sorted(foreign_names([config["policy"], config["arguments"]]))
     classes = f", classes=[{', '.join(own)}]" if own else ""
     frozen = ["model.get_vec_normalize_env().training = False"] if config["vec_normalize"] else []
     lines = [
-        *sorted([*imports, "from stable_baselines3.common.evaluation import evaluate_policy"]),
+        *sorted({*imports, "from stable_baselines3.common.evaluation import evaluate_policy"}),
         *(f"# import {name}, which is not of sb3_per_dqn" for name in own),
         "",
         'folder = "."  # where this file is; from the hub: huggingface_hub.snapshot_download("USER/NAME")',
@@ -82,25 +87,3 @@ def usage(config: dict[str, Any], score: Score | None = None) -> str:
         "print(evaluate_policy(model, model.get_env(), n_eval_episodes=games, deterministic=True))",
     ]
     return "\n".join(lines)
-
-
-def _environment(config: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """
-    :return: lines that import, and lines that make the environment
-    """
-    space, env_id, literal = config["observation_space"], config["env_id"], json.dumps(config["env_id"])
-    make_vec_env = "from stable_baselines3.common.env_util import make_vec_env"
-    spec = gym.registry.get(env_id)
-    if spec is not None and "AtariEnv" in str(spec.entry_point) and space.get("shape", [])[1:] == FRAME:
-        arguments = f"{literal}, n_envs=1, evaluation=True, frame_stack={space['shape'][0]}, vec_env_cls=DummyVecEnv"
-        return [
-            "from stable_baselines3.common.vec_env import DummyVecEnv",
-            "from sb3_per_dqn import load_model, make_atari_vec_env",
-        ], [f"env = make_atari_vec_env({arguments})"]
-    if env_id.startswith("MinAtar/"):
-        return [
-            make_vec_env,
-            "from sb3_per_dqn import load_model",
-            "from sb3_per_dqn.minatar import ChannelFirst, register_minatar",
-        ], ["register_minatar()", f"env = make_vec_env({literal}, wrapper_class=ChannelFirst)"]
-    return [make_vec_env, "from sb3_per_dqn import load_model"], [f"env = make_vec_env({literal})"]

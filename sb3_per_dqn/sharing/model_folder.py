@@ -3,7 +3,7 @@ A model as a folder to share: what it takes to use it and to train it further, a
 
     folder/
       README.md            the model card
-      config.json          policy, arguments and spaces; the checksum of the weights
+      config.json          policy, arguments, spaces, how the environment was made; the checksum of the weights
       model.safetensors    both networks' weights, VecNormalize's statistics
       results.json         the score
       learning_curves.png  the curves
@@ -33,6 +33,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.replay.memory import available_memory
 from sb3_per_dqn.score import Score
+from sb3_per_dqn.sharing.environment import EnvironmentSettings
 from sb3_per_dqn.sharing.normalization import PREFIX, normalization_of, normalized, settings_of, statistics_of
 from sb3_per_dqn.sharing.plain import KNOWN, ModelFolderError, Plain, as_endpoints, from_plain, nameable, to_plain
 from sb3_per_dqn.sharing.plain_spaces import space_from_plain, space_to_plain
@@ -62,6 +63,7 @@ def export_model(
     folder: str | os.PathLike[str],
     *,
     env_id: str,
+    environment: EnvironmentSettings | None = None,
     score: Score | None = None,
     curve: str | os.PathLike[str] | None = None,
     video: str | os.PathLike[str] | None = None,
@@ -75,6 +77,8 @@ def export_model(
     :param model: to write
     :param folder: must be empty, or not be there yet
     :param env_id: id of the environment that it was trained on, for the model card
+    :param environment: how that was made, likewise; by default as :func:`~sb3_per_dqn.atari.make_atari_vec_env` or
+        SB3's ``make_vec_env`` makes it
     :param score: of the model
     :param curve: a PNG picture of its learning curves
     :param video: an MP4 video of a game
@@ -88,7 +92,7 @@ def export_model(
     for name, path in pictures.items():
         if path is not None and not Path(path).is_file():
             raise ModelFolderError(f"{'curve' if name == CURVE else 'video'}={str(path)!r} is no file.")
-    files = _model_files(model, env_id, score)
+    files = _model_files(model, env_id, environment, score)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -118,7 +122,9 @@ def check_free(folder: str | os.PathLike[str]) -> None:
         raise ModelFolderError(f"folder={str(folder)!r} is there and not empty: choose another.")
 
 
-def _model_files(model: PerDoubleDQN, env_id: str, score: Score | None) -> dict[str, bytes]:
+def _model_files(
+    model: PerDoubleDQN, env_id: str, environment: EnvironmentSettings | None, score: Score | None
+) -> dict[str, bytes]:
     normalization = normalization_of(model)
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.policy.state_dict().items()}
     tensors |= {} if normalization is None else statistics_of(normalization)
@@ -129,6 +135,7 @@ def _model_files(model: PerDoubleDQN, env_id: str, score: Score | None) -> dict[
         "version": VERSION,
         "algorithm": PerDoubleDQN.__name__,
         "env_id": env_id,
+        "environment": environment and environment.to_plain(),  # for the reader: loading takes no notice of it
         "sha256": sha256(weights),
         "observation_space": space_to_plain(model.observation_space),
         "action_space": space_to_plain(model.action_space),

@@ -1,0 +1,79 @@
+"""How an environment was made, beyond its id, as plain data."""
+
+import keyword
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sb3_per_dqn.checkpoint.state import KIND
+from sb3_per_dqn.sharing.plain import ModelFolderError, Plain, to_plain
+
+Wrapper = tuple[str, Mapping[str, Any]]  # its full name (module.Class), and its arguments beside the environment
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings:
+    """
+    What someone needs, beside the id, to make the environment again. Names are text: reading them imports nothing.
+
+    :param packages: modules that register the environment when they are imported
+    :param kwargs: arguments for ``gymnasium.make``, in training
+    :param evaluation_kwargs: likewise in evaluation; if there are none, those of training
+    :param wrappers: around each environment, the innermost first: the class's full name and its further arguments
+    :param vec_wrappers: around the vectorized environment, likewise, without ``VecNormalize`` and ``VecFrameStack``
+    :param frame_stack: frames in an observation, by ``VecFrameStack`` around all of that; ``None``: no such stacks
+    """
+
+    packages: tuple[str, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    evaluation_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: tuple[Wrapper, ...] = ()
+    vec_wrappers: tuple[Wrapper, ...] = ()
+    frame_stack: int | None = None
+
+    def to_plain(self) -> dict[str, Plain]:
+        """
+        :return: the same as JSON can hold it
+        :raises ModelFolderError: for a name that is none, and for arguments that are no plain data
+        """
+        return {
+            "packages": [_checked_name(name, "packages") for name in self.packages],
+            "kwargs": _data(self.kwargs, "env_kwargs"),
+            "evaluation_kwargs": _data(self.evaluation_kwargs, "eval_env_kwargs"),
+            "wrappers": _wrappers_to_plain(self.wrappers, "env_wrapper"),
+            "vec_wrappers": _wrappers_to_plain(self.vec_wrappers, "vec_env_wrapper"),
+            "frame_stack": self.frame_stack,
+        }
+
+
+def _wrappers_to_plain(wrappers: Iterable[Wrapper], what: str) -> Plain:
+    return [{"name": _checked_name(name, what), "kwargs": _data(kwargs, f"{what} {name}")} for name, kwargs in wrappers]
+
+
+def _data(arguments: Mapping[str, Any], what: str) -> Plain:
+    plain = to_plain(dict(arguments), what)
+    other = set(_kinds(plain)) - {"tuple", "float"}
+    if other:
+        raise ModelFolderError(f"{what}={dict(arguments)!r} is no plain data: there is a {other.pop()} in it.")
+    return plain
+
+
+def _kinds(plain: Plain) -> Iterator[str]:
+    if isinstance(plain, dict) and KIND in plain:
+        yield plain[KIND]
+    for part in plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ():
+        yield from _kinds(part)
+
+
+def _checked_name(name: str, what: str) -> str:
+    if not all(map(is_name, name.split("."))):
+        raise ModelFolderError(f"{what}: {name!r} is no name of a module or a class.")
+    return name
+
+
+def is_name(word: str) -> bool:
+    """
+    :param word: any text
+    :return: whether Python takes it for a name
+    """
+    return word.isidentifier() and not keyword.iskeyword(word)

@@ -1,0 +1,101 @@
+"""rl-zoo3's commands, run on arguments of ours."""
+
+import importlib
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import rl_zoo3.exp_manager
+import rl_zoo3.train
+import rl_zoo3.utils
+from rl_zoo3.utils import ALGOS
+
+from sb3_per_dqn.per_double_dqn import PerDoubleDQN
+from sb3_per_dqn.persistence import SelfPersistentDQN
+from sb3_per_dqn.run_settings import RunSettings
+from sb3_per_dqn.zoo.attributes import replaced
+from sb3_per_dqn.zoo.manager import RunManager
+from sb3_per_dqn.zoo.registration import register
+from sb3_per_dqn.zoo.values import StoreValues
+
+
+def run_command(command: str, arguments: list[str], settings: RunSettings | None = None) -> None:
+    """
+    Run one of the zoo's commands on the arguments given.
+
+    :param command: ``train``, ``enjoy``, ``record_video``, ``record_training``, or one of ``rl_zoo3.plots``
+    :param arguments: the command's arguments
+    :param settings: of ``train``, which the zoo knows nothing of
+    """
+    own = settings or RunSettings()
+    with ExitStack() as stack:
+        stack.enter_context(replaced(sys, argv=[f"sb3-per-dqn {command}", *arguments]))
+        stack.enter_context(replaced(RunManager, settings=own))
+        for module in (rl_zoo3.utils, rl_zoo3.train):  # from the first one the others take it when they are run
+            stack.enter_context(replaced(module, StoreDict=StoreValues))
+        if command == "train":
+            rl_zoo3.train.train()
+        elif command in ("enjoy", "record_video", "record_training"):
+            _watch(command)
+        else:
+            getattr(importlib.import_module("rl_zoo3.plots"), command)()
+
+
+def _watch(command: str) -> None:
+    try:
+        ALGOS["per_ddqn"] = WatchedModel
+        with _tools_of_record_training() if command == "record_training" else nullcontext():
+            runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
+    finally:
+        register()
+
+
+@contextmanager
+def _tools_of_record_training() -> Iterator[None]:
+    """It calls ``python -m rl_zoo3.record_video``, which knows nothing of us, and an ffmpeg that need not be there."""
+    call = subprocess.call
+
+    def call_ours(command: Any, *args: Any, **kwargs: Any) -> int:
+        if list(command[:3]) == ["python", "-m", "rl_zoo3.record_video"]:
+            command = [sys.executable, "-m", "sb3_per_dqn", "record_video", *command[3:]]
+        return call(command, *args, **kwargs)
+
+    path = os.environ["PATH"]
+    with replaced(subprocess, call=call_ours), TemporaryDirectory() as folder:
+        if shutil.which("ffmpeg") is None:
+            os.symlink(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe(), Path(folder) / "ffmpeg")
+        os.environ["PATH"] = os.pathsep.join([path, folder])
+        try:
+            yield
+        finally:
+            os.environ["PATH"] = path
+
+
+class WatchedModel(PerDoubleDQN):
+    """What ``enjoy`` and ``record_video`` load: without replay memory. The zoo does so for the names that it knows."""
+
+    @classmethod
+    def load(cls: type[SelfPersistentDQN], *args: Any, **kwargs: Any) -> SelfPersistentDQN:
+        """
+        :param args: as for SB3's method
+        :param kwargs: as for SB3's method
+        :return: the model
+        """
+        return super().load(*args, **{"buffer_size": 1, **kwargs})
+
+
+def arose_in_training(error: BaseException) -> bool:
+    """
+    :param error: an exception from :func:`run_command`
+    :return: whether training had begun
+    """
+    codes = RunManager.learn.__code__, RunManager.save_trained_model.__code__
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -1,0 +1,58 @@
+"""What becomes of a run that is over: its score, its video, and what to say of a picture that fails."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
+
+from sb3_per_dqn.score import Score
+
+EVALUATION_GAMES = 10
+MAX_VIDEO_STEPS = 5_000
+
+
+def measured(model: BaseAlgorithm, env: VecEnv, games: int, deterministic: bool) -> Score:
+    """
+    :param model: to play
+    :param env: what to play, in evaluation mode
+    :param games: how many
+    :param deterministic: whether actions are greedy
+    :return: the score
+    """
+    returns, _ = evaluate_policy(model, env, games, deterministic=deterministic, return_episode_rewards=True)
+    return Score.of(returns, deterministic, model.num_timesteps)  # type: ignore[arg-type]
+
+
+def recorded_game(model: BaseAlgorithm, env: VecEnv, folder: Path, deterministic: bool) -> Path:
+    """
+    :param model: to play
+    :param env: one environment, in evaluation mode, that renders pictures; it is closed afterwards
+    :param folder: for the video
+    :param deterministic: whether actions are greedy
+    :return: the video of a whole game, or of its first ``MAX_VIDEO_STEPS`` steps
+    """
+    try:
+        recorder = VecVideoRecorder(env, str(folder), lambda step: step == 0, MAX_VIDEO_STEPS)
+    except BaseException:
+        env.close()
+        raise
+    with closing(recorder):
+        evaluate_policy(model, recorder, n_eval_episodes=1, deterministic=deterministic)
+    return Path(recorder.video_path).rename(folder / "full-game.mp4")
+
+
+def result_or_reason(make: Callable[[], Any]) -> str:
+    """
+    The run is over and saved: a picture that fails is reported, and must not look like a failed run.
+
+    :param make: makes it
+    :return: what it returns, or why it did not
+    """
+    try:
+        return str(make())
+    except Exception as error:
+        return f"none ({type(error).__name__}: {error})"
