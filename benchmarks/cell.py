@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from rl_zoo3.exp_manager import ExperimentManager
@@ -35,12 +34,12 @@ from sb3_per_dqn.minatar import MinAtarCNN, MinAtarPolicy, register_minatar
 from sb3_per_dqn.plots import read_columns
 from sb3_per_dqn.schedules import PiecewiseSchedule
 from sb3_per_dqn.zoo import GAME_WRAPPER
+from sb3_per_dqn.zoo.evaluation import limited
 
 LOG = "log.txt"  # in a run's folder: warnings, and what went wrong
 ROW = "row.json"  # the result
 INTERRUPTED = 128 + signal.SIGTERM
 SECONDS_A_LINE = 60
-EVALUATION_MAX_STEPS = 10_000  # of a game without a limit of its own, where a greedy policy may stand still for ever
 PACKAGES = ("sb3-per-dqn", "stable-baselines3", "sb3-contrib", "torch", "numpy", "gymnasium", "ale-py", "minatar")
 
 
@@ -107,8 +106,8 @@ def make_env(cell: Cell, seed: int, n_envs: int, evaluation: bool = False, **kwa
         return make_atari_vec_env(cell.game, n_envs, seed, frame_stack=stack, evaluation=evaluation, **kwargs)
     if "frame_stack" in given:
         raise ValueError(f"frame_stack={given['frame_stack']!r} is for env_wrapper: {GAME_WRAPPER}: leave it out.")
-    if evaluation and gym.spec(cell.game).max_episode_steps is None:
-        kwargs["env_kwargs"] = {"max_episode_steps": EVALUATION_MAX_STEPS}
+    if evaluation:
+        kwargs["env_kwargs"] = limited(cell.game, {})
     return make_vec_env(cell.game, n_envs, seed, wrapper_class=get_wrapper_class(given), **kwargs)
 
 

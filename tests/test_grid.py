@@ -19,12 +19,13 @@ from stable_baselines3 import DQN
 
 from benchmarks import rows
 from benchmarks.aggregate import interquartile_mean, interval
-from benchmarks.cell import EVALUATION_MAX_STEPS, make_env, make_model, try_out
+from benchmarks.cell import make_env, make_model, try_out
 from benchmarks.curves import aggregate, aggregate_table, draw_aggregate, draw_curves, games_of, table
 from benchmarks.curves import main as curves
 from benchmarks.grid import GRIDS, ROOT, read_grid
 from benchmarks.learning import main as learning
 from sb3_per_dqn import PerDoubleDQN
+from sb3_per_dqn.zoo.evaluation import MAX_STEPS
 
 HYPERPARAMETERS: dict[str, Any] = {
     **{"policy": "MlpPolicy", "policy_kwargs": "dict(net_arch=[16])", "n_timesteps": 3_000},
@@ -327,9 +328,9 @@ def test_no_game_of_an_evaluation_lasts_for_ever() -> None:
     cell = next(cell for cell in read_grid("minatar").cells if "Seaquest" in cell.game)
     env = make_env(cell, 0, n_envs=1, evaluation=True)
     env.reset()
-    for _ in range(2 * EVALUATION_MAX_STEPS):
+    for _ in range(2 * MAX_STEPS):
         *_, dones, infos = env.step([0])  # no operation
         if dones[0]:
             break
     env.close()
-    assert infos[0]["episode"]["l"] == EVALUATION_MAX_STEPS
+    assert infos[0]["episode"]["l"] == MAX_STEPS

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -20,6 +21,7 @@ from threading import Thread
 from typing import Any
 
 import cv2
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
@@ -27,6 +29,8 @@ import rl_zoo3
 import rl_zoo3.train
 import torch as th
 import yaml
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.envs.registration import EnvSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from rl_zoo3.exp_manager import ExperimentManager
@@ -40,7 +44,7 @@ from sb3_per_dqn.__main__ import COMMANDS, main, with_defaults
 from sb3_per_dqn.callbacks import InterruptGuard
 from sb3_per_dqn.checks import check_keys, check_kwargs, warn_of_early_joints
 from sb3_per_dqn.plots import draw_learning_curves, read_columns, running_mean
-from sb3_per_dqn.zoo import finished
+from sb3_per_dqn.zoo import evaluation, finished
 from sb3_per_dqn.zoo.evaluation import in_evaluation_mode
 from sb3_per_dqn.zoo.finished import EVALUATION_GAMES
 
@@ -123,6 +127,32 @@ def test_arguments_of_the_yamls_environment_are_those_of_evaluation(
     )
     assert in_training == [[True]] * 2  # the trial, and training
     assert in_evaluation == [[not flags]] * 3  # while it trains, for the score, for the video
+
+
+class EndlessCartPole(CartPoleEnv):
+    """A pole that never falls."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps_beyond_terminated = None
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, float(reward), False, truncated, info
+
+
+def test_an_evaluation_ends_where_the_game_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In MinAtar's Seaquest the submarine may stay at the surface."""
+    monkeypatch.setattr(evaluation, "MAX_STEPS", 50)
+    with monkeypatch.context() as patch:
+        patch.setitem(gym.registry, "Endless-v0", EnvSpec("Endless-v0", EndlessCartPole))
+        run = run_main(
+            *["train", "--env", "Endless-v0", "-n", "300", "--eval-freq", "200", "--eval-episodes", "2"],
+            *["-params", "policy:'MlpPolicy'", "learning_starts:100", "buffer_size:1000"],
+            logs=tmp_path,
+            env_id="Endless-v0",
+        )
+        assert run.status == 0, run.err
+        assert json.loads((run.folder / "score.json").read_text())["mean"] == 50
+        assert frames(run.folder / "videos" / "full-game.mp4") == 51
+        assert run_main("export", "--env", "Endless-v0", "--to", str(tmp_path / "model"), logs=tmp_path).status == 0
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,10 @@
-"""Evaluation mode: games of Atari that are watched and scored, from hyperparameters as the zoo has them."""
+"""Evaluation mode: games that are watched and scored, from hyperparameters as the zoo has them."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import gymnasium as gym
+from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import create_test_env
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -12,15 +15,29 @@ GAME_WRAPPER = f"{AtariGameWrapper.__module__}.{AtariGameWrapper.__name__}"
 EVALUATION_KWARGS = {"evaluation": True, "terminal_on_life_loss": False, "clip_reward": False}  # of AtariGameWrapper
 
 
+MAX_STEPS = 10_000  # of a game that has no limit of its own, where a greedy policy may stand still for ever
+
+
+def limited(env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param env_id: id of the environment
+    :param env_kwargs: for ``gymnasium.make``
+    :return: the same, with ``max_episode_steps`` if nothing else ends an episode (games of Atari have a limit)
+    """
+    is_endless = gym.spec(env_id).max_episode_steps is None and not ExperimentManager.is_atari(env_id)
+    return {**({"max_episode_steps": MAX_STEPS} if is_endless else {}), **env_kwargs}
+
+
 def create_evaluation_env(env_id: str, *args: Any, **kwargs: Any) -> VecEnv:
     """
-    The zoo's ``create_test_env``, with Atari games in evaluation mode.
+    The zoo's ``create_test_env``, with Atari games in evaluation mode, and episodes that end.
 
     :param env_id: id of the environment
     :param args: as for the zoo's function
     :param kwargs: as for the zoo's function, and its ``hyperparams``
     :return: the vectorized environment
     """
+    kwargs["env_kwargs"] = limited(env_id, kwargs.get("env_kwargs") or {})
     kwargs["hyperparams"] = in_evaluation_mode(kwargs.get("hyperparams") or {})
     return create_test_env(env_id, *args, **kwargs)
 

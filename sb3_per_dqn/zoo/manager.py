@@ -32,7 +32,7 @@ from sb3_per_dqn.plots import draw_learning_curves
 from sb3_per_dqn.run_settings import RunSettings
 from sb3_per_dqn.workers import WorkerVecEnv
 from sb3_per_dqn.zoo.attributes import replaced
-from sb3_per_dqn.zoo.evaluation import EVALUATION_KWARGS
+from sb3_per_dqn.zoo.evaluation import EVALUATION_KWARGS, limited
 from sb3_per_dqn.zoo.finished import EVALUATION_GAMES, measured, recorded_game, result_or_reason
 from sb3_per_dqn.zoo.hyperparameters import HyperparameterManager
 
@@ -163,7 +163,10 @@ class RunManager(HyperparameterManager):
         :param no_log: write no ``Monitor`` files
         :return: the vectorized environment, wrapped
         """
-        settings: dict[str, Any] = {"env_wrapper": self.evaluation_wrapper} if eval_env else {}
+        settings: dict[str, Any] = {}
+        if eval_env:
+            settings["env_wrapper"] = self.evaluation_wrapper
+            settings["eval_env_kwargs"] = limited(self.env_name.gym_id, self.eval_env_kwargs)
         monitor_kwargs = self.monitor_kwargs
         if self.settings.resume is not None and not eval_env:
             monitor_kwargs = settings["monitor_kwargs"] = {**monitor_kwargs, "override_existing": False}
