@@ -10,7 +10,7 @@ from sb3_per_dqn.schedules import PiecewiseSchedule
 from sb3_per_dqn.sharing import export_model, load_model
 
 if TYPE_CHECKING:
-    from sb3_per_dqn.atari import make_atari_vec_env
+    from sb3_per_dqn.atari import make_atari_vec_env as make_atari_vec_env
 
 __version__ = "0.1.0"
 
@@ -25,12 +25,11 @@ __all__ = [
     "__version__",
     "export_model",
     "load_model",
-    "make_atari_vec_env",
-]
+]  # and make_atari_vec_env, which import * must not ask for: Atari's emulators are an extra
 
 
 def __getattr__(name: str) -> Any:
-    if name == "make_atari_vec_env":  # when it is asked for: Atari's emulators are an extra
+    if name == "make_atari_vec_env":
         from sb3_per_dqn.atari import make_atari_vec_env
 
         return make_atari_vec_env

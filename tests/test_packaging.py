@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import sb3_per_dqn
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sb3_per_dqn"
 # What the extras bring (and rl-zoo3 and SB3's own extra bring with them)
@@ -85,7 +83,6 @@ from sb3_per_dqn.workers import WorkerVecEnv
 model = PerDoubleDQN("MlpPolicy", "CartPole-v1", learning_starts=50).learn(200)
 assert model._n_updates
 """
-    program = program.replace("import *", f"import {', '.join(set(sb3_per_dqn.__all__) - {'make_atari_vec_env'})}")
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
 
 
@@ -93,6 +90,12 @@ assert model._n_updates
     ("missing", "program", "message"),
     [
         ("ale_py", "from sb3_per_dqn import make_atari_vec_env", "Atari games need ale-py: pip install .*\\[atari\\]"),
+        (
+            "huggingface_hub",
+            "from sb3_per_dqn import *; model = PerDoubleDQN('MlpPolicy', 'CartPole-v1')\n"
+            "export_model(model, 'nowhere', env_id='CartPole-v1')",
+            "export_model writes a model card by huggingface_hub: pip install .*\\[zoo\\]",
+        ),
         ("rl_zoo3", "from sb3_per_dqn.__main__ import main; main()", "needs rl_zoo3: pip install .*\\[zoo\\]"),
         ("optuna", "from sb3_per_dqn.__main__ import main; main()", "needs optuna: pip install .*\\[zoo\\]"),
     ],

@@ -760,6 +760,12 @@ def test_memory_that_will_not_fit_is_refused_before_anything_is_stored(monkeypat
         pair_buffer(2000, 2).add(*STEP)
 
 
+@pytest.mark.parametrize("buffer_size", [10**13, 10**30])
+def test_priorities_that_no_system_has_memory_for_are_refused(buffer_size: int) -> None:
+    with pytest.raises(ValueError, match=f"^buffer_size={buffer_size}: its priorities alone"):
+        pair_buffer(buffer_size).expect(100)
+
+
 def test_an_empty_buffer_from_a_file_holds_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     memory(monkeypatch, 1000)
     with pytest.raises(ValueError, match="needs"):

@@ -1040,3 +1040,18 @@ def _one_line(run: Run, *words: str) -> None:
     assert line.startswith("sb3-per-dqn: error: ")
     for word in words:
         assert word in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"packages": "gymnasium"}, "packages='gymnasium' must be a sequence"),
+        ({"frame_stack": "4"}, "frame_stack='4' must be"),
+        ({"wrappers": ("a.B",)}, "env_wrapper: 'a.B' must be a pair"),
+    ],
+)
+def test_settings_of_an_environment_are_checked(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = PerDoubleDQN("MlpPolicy", "CartPole-v1", buffer_size=100)
+    with pytest.raises(ModelFolderError, match=message):
+        export_model(model, tmp_path / "m", env_id="CartPole-v1", environment=EnvironmentSettings(**settings))
+    assert not list(tmp_path.iterdir())

@@ -21,6 +21,7 @@ from sb3_per_dqn.replay.sum_tree import MaxTree, MinTree, SumTree
 IntArray = npt.NDArray[np.int64]
 
 LOST_STEP = "lost_step"  # key of an info: nobody knows what this step of the environment did
+TREES_NBYTES = 25  # of a transition: the leaves of three trees, and what stands above them
 TINY = float(np.finfo(np.float32).tiny)  # no weight may vanish when it is rounded to float32
 
 
@@ -133,8 +134,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     @property
     def _slot_nbytes(self) -> int:
-        """Bytes of a transition without its observations: the leaves of three trees, and what stands above them."""
-        return 25 + self.action_dim * np.dtype(self._action_dtype).itemsize + 3 * np.dtype(np.float32).itemsize
+        """Bytes of a transition without its observations."""
+        return (
+            TREES_NBYTES + self.action_dim * np.dtype(self._action_dtype).itemsize + 3 * np.dtype(np.float32).itemsize
+        )
 
     @property
     def _memory_device(self) -> th.device | None:
@@ -159,6 +162,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
                 f"buffer_size={self.capacity} holds {self.buffer_size} steps of {self.n_envs} environments, fewer than "
                 f"n_steps={self.n_steps}: make the buffer larger."
             )
+        self._check_trees()
         needed = self._nbytes_to_come()
         available = available_memory(self._memory_device)
         if needed > available:
@@ -171,6 +175,16 @@ class PrioritizedReplayBuffer(ReplayBuffer):
                 + (f"buffer_size={fits} would fit." if fits > 0 else "free some memory.")
             )
         self._checked_nbytes = self._store.full_nbytes
+
+    def _check_trees(self) -> None:
+        """They are made whole, though memory is taken only where they are written to: the system may refuse that."""
+        try:
+            np.empty(TREES_NBYTES * self.capacity, dtype=np.uint8)
+        except (MemoryError, ValueError):
+            raise ValueError(
+                f"buffer_size={self.capacity}: its priorities alone have {TREES_NBYTES * self.capacity / 1e9:.3g} GB, "
+                "more than the system can give: make the buffer smaller."
+            ) from None
 
     @property
     def _rows_there(self) -> int:

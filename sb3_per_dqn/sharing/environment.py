@@ -36,6 +36,10 @@ class EnvironmentSettings:
         :return: the same as JSON can hold it
         :raises ModelFolderError: for a name that is none, and for arguments that are no plain data
         """
+        if isinstance(self.packages, str):
+            raise ModelFolderError(f"packages={self.packages!r} must be a sequence of names: [{self.packages!r}].")
+        if self.frame_stack is not None and (not isinstance(self.frame_stack, int) or self.frame_stack < 1):
+            raise ModelFolderError(f"frame_stack={self.frame_stack!r} must be None or a whole number, 1 or more.")
         return {
             "packages": [_checked_name(name, "packages") for name in self.packages],
             "kwargs": _data(self.kwargs, "env_kwargs"),
@@ -47,7 +51,13 @@ class EnvironmentSettings:
 
 
 def _wrappers_to_plain(wrappers: Iterable[Wrapper], what: str) -> Plain:
-    return [{"name": _checked_name(name, what), "kwargs": _data(kwargs, f"{what} {name}")} for name, kwargs in wrappers]
+    plain: list[Plain] = []
+    for wrapper in wrappers:
+        if isinstance(wrapper, str) or len(wrapper) != 2:
+            raise ModelFolderError(f"{what}: {wrapper!r} must be a pair of the class's full name and its arguments.")
+        name, kwargs = wrapper
+        plain.append({"name": _checked_name(name, what), "kwargs": _data(kwargs, f"{what} {name}")})
+    return plain
 
 
 def _data(arguments: Mapping[str, Any], what: str) -> Plain:

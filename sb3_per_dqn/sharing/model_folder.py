@@ -17,6 +17,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,11 @@ def export_model(
     :return: the folder
     :raises ModelFolderError: if something of the model cannot be written, or an argument is wrong; nothing is left then
     :raises OSError: if writing fails; likewise
+    :raises ModuleNotFoundError: without the hub's library, in whose format the model card is
     """
     check_free(folder)
+    if find_spec("huggingface_hub") is None:
+        raise ModuleNotFoundError("export_model writes a model card by huggingface_hub: pip install 'sb3-per-dqn[zoo]'")
     target = Path(folder).absolute()
     pictures = {CURVE: curve, VIDEO: video}
     for name, path in pictures.items():
