@@ -14,6 +14,7 @@ import argparse
 import difflib
 import os
 import sys
+import traceback
 
 COMMANDS = {
     "train": "train a model; saves it with its learning curves, score and a video",
@@ -140,9 +141,12 @@ def _is_atari(algo: str, env_id: str, gym_packages: list[str]) -> bool:
 def one_line(error: Exception) -> str:
     """
     :param error: an exception
-    :return: its message in one line, with its type where the message may not be a sentence
+    :return: its message in one line, with its type where the message may not be a sentence; where it arose, without one
     """
     message = " ".join(str(error).split())
+    if not message:
+        places = traceback.extract_tb(error.__traceback__)
+        return type(error).__name__ + "".join(f" at {place.filename}:{place.lineno}" for place in places[-1:])
     return message if isinstance(error, (ValueError, AssertionError)) else f"{type(error).__name__}: {message}"
 
 

@@ -2,13 +2,15 @@
 
 import difflib
 import inspect
+import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_per_dqn.minatar import register_minatar
@@ -21,6 +23,8 @@ ZOO_KEYS = {
     *("monitor_kwargs", "env_kwargs", "noise_type", "noise_std"),
 }
 OUR_KEYS = {"emulators", "worker_restarts"}
+SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf", "delta_std"}  # of which lin_0.001 falls to 0
+COUNTS = {"n_timesteps": (int, float), "n_envs": (int,), "frame_stack": (int,)}  # !!float 1e7 steps
 
 
 def check_algo(algo: str, known: Iterable[str]) -> None:
@@ -87,6 +91,54 @@ def check_keys(hyperparams: dict[str, Any], algorithm: type[BaseAlgorithm], leng
     _check(hyperparams, ZOO_KEYS | OUR_KEYS | arguments_of(algorithm), "hyperparameters")
     for name in sorted(needed - hyperparams.keys()):
         raise ValueError(f"hyperparameters: {name} is missing (there are {', '.join(sorted(hyperparams))}).")
+    _check_numbers(hyperparams, algorithm)
+
+
+def check_policy(policy: Any, algorithm: type[BaseAlgorithm]) -> None:
+    """
+    :param policy: as in the zoo's YAML
+    :param algorithm: which it is for
+    :raises ValueError: if it is neither MODULE.CLASS nor one of the algorithm's names, with the nearest one
+    """
+    known = algorithm.policy_aliases
+    if not isinstance(policy, str) or ("." not in policy and policy not in known):
+        raise ValueError(f"hyperparameters: policy={policy!r} is none of {algorithm.__name__}; {_hint(policy, known)}")
+
+
+def _check_numbers(hyperparams: Mapping[str, Any], algorithm: type[BaseAlgorithm]) -> None:
+    """Text where a number belongs (YAML takes ``1e-3`` for text), and counts below 1."""
+    defaults = {name: parameter.default for name, parameter in _parameters_of(algorithm).items()}
+    numbers = {name for name, default in defaults.items() if type(default) in (int, float)} | SCHEDULES | COUNTS.keys()
+    for name, value in hyperparams.items():
+        if name in numbers and isinstance(value, str) and not _is_schedule(name, value):
+            wanted = _number_for(name, value, type(defaults.get(name)))
+            raise ValueError(f"hyperparameters: {name}={value!r} is text: write {wanted}.")
+        is_off = name == "frame_stack" and value is None
+        if name in COUNTS and not is_off and not (isinstance(value, COUNTS[name]) and 1 <= value < math.inf):
+            raise ValueError(f"hyperparameters: {name}={value!r} must be a whole number, 1 or more.")
+
+
+def _is_schedule(name: str, value: str) -> bool:
+    start, _, number = value.partition("_")
+    return name in SCHEDULES and start == "lin" and _is_number(number)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _number_for(name: str, text: str, kind: type[Any]) -> str:
+    may_be_float = kind is float or name in SCHEDULES or name == "n_timesteps"
+    if not _is_number(text):
+        if not may_be_float:
+            return "a number"
+        text = "1e6" if name == "n_timesteps" else "1e-3"
+    in_yaml = f" or, in YAML, !!float {text}" if may_be_float else ""
+    falling = f", or lin_{text} for one that falls to 0" if name in SCHEDULES else ""
+    return f"{np.format_float_positional(float(text), trim='-')}{in_yaml}{falling}"
 
 
 def check_kwargs(arguments: dict[str, Any], algorithm: type[BaseAlgorithm]) -> None:
@@ -108,15 +160,21 @@ def arguments_of(kind: type[Any]) -> set[str]:
     :param kind: a class, whose constructor may hand arguments on to those of its bases
     :return: names of the constructor's arguments
     """
-    names: set[str] = set()
+    return set(_parameters_of(kind))
+
+
+def _parameters_of(kind: type[Any]) -> dict[str, inspect.Parameter]:
+    found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        names |= {parameter.name for parameter in parameters if parameter.kind not in _STARRED}
-        if not any(parameter.kind in _STARRED for parameter in parameters):
+        parameters = inspect.signature(vars(base)["__init__"]).parameters
+        named = {name: parameter for name, parameter in parameters.items() if parameter.kind not in _STARRED}
+        found = {**named, **found}  # what a subclass says comes first
+        if len(named) == len(parameters):
             break
-    return names - {"self"}
+    found.pop("self", None)
+    return found
 
 
 _STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -125,9 +183,9 @@ _STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def _check(given: Iterable[str], known: set[str], what: str) -> None:
     for name in given:
         if name not in known:
-            raise ValueError(f"{what}: nothing reads {name!r}; {_hint(str(name), known)}")
+            raise ValueError(f"{what}: nothing reads {name!r}; {_hint(name, known)}")
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+def _hint(name: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}."

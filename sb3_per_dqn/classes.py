@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -28,16 +29,23 @@ def name_and_kwargs(given: Any) -> tuple[Any, dict[str, Any]]:
 def check_classes(hyperparams: Mapping[str, Any]) -> None:
     """
     :param hyperparams: of one environment, as in the zoo's YAML
-    :raises ValueError: for a name of a class that is not there, with its key
+    :raises ValueError: for a name of a class that is not there, and for arguments that it does not take, with its key
     """
     for key in KEYS:
         for given in listed(hyperparams.get(key)):
-            name, _ = name_and_kwargs(given)
+            if isinstance(given, dict) and len(given) != 1:
+                raise ValueError(
+                    f"hyperparameters: {key}={given!r} must be {{MODULE.CLASS: {{ARGUMENT: VALUE, ...}}}}."
+                )
+            name, kwargs = name_and_kwargs(given)
+            what = f"hyperparameters: {key}={name!r}"
             if isinstance(name, str) and (key != "policy" or "." in name):  # MlpPolicy is an alias, and the algorithm's
-                _check_class(name, f"hyperparameters: {key}={name!r}")
+                kind = _named_class(name, what)
+                if key != "policy":
+                    _check_arguments(kind, kwargs, () if key == "callback" else ("what it wraps",), what)
 
 
-def _check_class(name: str, what: str) -> None:
+def _named_class(name: str, what: str) -> Any:
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
         raise ValueError(f"{what} is no MODULE.CLASS.")
@@ -46,6 +54,22 @@ def _check_class(name: str, what: str) -> None:
         near = difflib.get_close_matches(class_name, dir(module), n=1)
         hint = f"did you mean {near[0]}?" if near else "mend its name."
         raise ValueError(f"{what}: {module_name} has no {class_name}; {hint}")
+    return getattr(module, class_name)
+
+
+def _check_arguments(kind: Any, kwargs: Any, before: tuple[str, ...], what: str) -> None:
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"{what}: its arguments, {kwargs!r}, must be a dictionary.")
+    try:
+        signature = inspect.signature(kind)
+    except (TypeError, ValueError):  # of what is written in C
+        return
+    try:
+        signature.bind_partial(*before, **kwargs)  # what is not known is said before what is missing
+        signature.bind(*before, **kwargs)
+    except TypeError as error:
+        names = ", ".join([*signature.parameters][len(before) :])
+        raise ValueError(f"{what}: {error}; its arguments are {names or 'none'}.") from None
 
 
 def imported(name: str, what: str) -> ModuleType:

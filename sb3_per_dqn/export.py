@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
-from rl_zoo3.utils import get_model_path, get_saved_hyperparams
+from rl_zoo3.utils import get_saved_hyperparams
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_per_dqn.checks import check_env_id, check_writable
@@ -20,6 +20,7 @@ from sb3_per_dqn.sharing.model_folder import CURVE, check_free
 from sb3_per_dqn.sharing.normalization import normalization_of
 from sb3_per_dqn.zoo.evaluation import create_evaluation_env
 from sb3_per_dqn.zoo.finished import EVALUATION_GAMES, measured
+from sb3_per_dqn.zoo.models import get_model_path
 from sb3_per_dqn.zoo.values import StoreValues
 
 

@@ -162,10 +162,21 @@ class PerDoubleDQN(PersistentDQN):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < (-1 if name == "gradient_steps" else 1):
                 raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
+        self._check_train_freq()
         if not (isinstance(self.max_grad_norm, Real) and self.max_grad_norm > 0):  # infinity switches clipping off
             raise ValueError(f"max_grad_norm={self.max_grad_norm!r} must be a number above 0.")
         if isinstance(self.action_space, spaces.Discrete) and self.action_space.start != 0:
             raise ValueError(f"action_space={self.action_space}: actions must be numbered from 0 on, with start=0.")
+
+    def _check_train_freq(self) -> None:
+        given: Any = self.train_freq
+        frequency, unit = given if isinstance(given, tuple) and len(given) == 2 else (given, "step")
+        units = (*TrainFrequencyUnit, *(unit.value for unit in TrainFrequencyUnit))  # a loaded file has SB3's object
+        if not isinstance(frequency, int) or frequency < 1 or unit not in units:
+            raise ValueError(
+                f"train_freq={given!r} must be a whole number of steps, 1 or more, or a pair (number, 'step') or "
+                "(number, 'episode')."
+            )
 
     def _choose_replay_buffer(self) -> None:
         if self.prioritized_replay and self.replay_buffer_class is None:

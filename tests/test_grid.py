@@ -118,6 +118,7 @@ def test_an_interrupted_grid_goes_on_with_the_same_rows(whole: Path, tmp_path: P
         ({"variants": {"a": {"algo": "dqn", "set": {"normalize": True}}}}, "normalize is not for grids"),
         ({"variants": {"a": {"algo": "dqn", "games": {"Acrobot-v1": {}}}}}, "nothing reads 'Acrobot-v1' in games of"),
         ({"variants": {"a": {"algo": "dqn", "set": {"policy_kwargs": "dict(net=[8])"}}}}, "CartPole-v1, a: .*'net'"),
+        ({"variants": {"a": {"algo": "dqn", "set": {"learning_rate": "1e-3"}}}}, "a, CartPole-v1: .*='1e-3' .* 0.001"),
         ({"variants": {"a": {"algo": "dqn", "set": {"frame_stack": 4}}}}, "frame_stack=4 is for env_wrapper"),
         ({"set": [1]}, "must be names with values"),
         ({"reference": {"CartPole": 500}}, "did you mean CartPole-v1?"),

@@ -796,6 +796,7 @@ def test_a_built_in_environment_by_name_and_positional_arguments() -> None:
         *(("batch_size", value) for value in (math.nan, 2.5, "32", 0, -3)),
         *(("gradient_steps", value) for value in (math.nan, -2)),
         *(("n_steps", value) for value in (math.nan, 0)),
+        *(("train_freq", value) for value in (0, -1, 2.5, "4", None, (0, "step"), (1, "foo"), (1, []), (1, "step", 2))),
         ("gamma", abs),
         *(("exploration_fraction", value) for value in (math.nan,)),
         *(("exploration_initial_eps", value) for value in (math.nan, math.inf)),

@@ -512,6 +512,47 @@ class TestBadInput:
             (["train", "--env", "CartPole-v1", "-n", "-5"], ["--n-timesteps=-5"]),
             (["train", "--env", "CartPole-v1", "--log-interval", "0"], ["--log-interval=0"]),
             (["train", "--env", "CartPole-v1", "--n-eval-envs", "0"], ["--n-eval-envs=0"]),
+            (
+                ["train", "-params", "learning_rate:'1e-3'"],
+                ["learning_rate='1e-3'", "0.001", "!!float 1e-3", "lin_1e-3"],
+            ),
+            (["train", "-params", "learning_rate:'fast'"], ["learning_rate='fast'", "!!float 1e-3", "lin_1e-3"]),
+            (["train", "-params", "learning_rate:'lin_fast'"], ["learning_rate='lin_fast'", "lin_1e-3"]),
+            (["train", "-params", "n_timesteps:'many'"], ["n_timesteps='many'", "!!float 1e6"]),
+            (["train", "-params", "n_timesteps:None"], ["n_timesteps=None"]),
+            (["train", "-params", "gamma:'0.9'"], ["gamma='0.9'", "0.9"]),
+            (["train", "-params", "n_envs:'8'"], ["n_envs='8'"]),
+            (["train", "--env", "CartPole-v1", "-params", "frame_stack:-1"], ["frame_stack=-1", "1 or more"]),
+            (["train", "--env", "CartPole-v1", "-params", "train_freq:0"], ["train_freq=0", "1 or more"]),
+            (["train", "-params", "policy:'MlpPolcy'"], ["policy='MlpPolcy'", "MlpPolicy?"]),
+            (["train", "-params", "policy:3"], ["policy=3", "known are"]),
+            (
+                ["train", "-params", "replay_buffer_class:'DeviceReplayBufer'"],
+                ["replay_buffer_class='DeviceReplayBufer'", "DeviceReplayBuffer?"],
+            ),
+            (["train", "-params", "replay_buffer_class:3"], ["replay_buffer_class=3", "a class"]),
+            (["train", "-params", "normalize:'yes'"], ["normalize='yes'", "True, False or a dictionary"]),
+            (
+                ["train", "-params", "policy_kwargs:'dict(net_arch=[64]'"],
+                ["policy_kwargs='dict(net_arch=[64]'", "never closed", "a dictionary"],
+            ),
+            (["train", "-params", "policy_kwargs:[64]"], ["policy_kwargs=[64]", "a dictionary"]),
+            (
+                ["train", "-params", "env_wrapper:{'gymnasium.wrappers.TimeLimit':{'max_steps':3}}"],
+                ["env_wrapper='gymnasium.wrappers.TimeLimit'", "max_steps", "its arguments are max_episode_steps"],
+            ),
+            (["train", "-params", "env_wrapper:'gymnasium.wrappers.TimeLimit'"], ["env_wrapper=", "max_episode_steps"]),
+            (
+                ["train", "-params", "env_wrapper:{'gymnasium.wrappers.TimeLimit':3}"],
+                ["env_wrapper=", "3", "dictionary"],
+            ),
+            (["train", "-params", "env_wrapper:{}"], ["env_wrapper={}", "MODULE.CLASS"]),
+            (["train", "-params", "learning_rate=0.1"], ["learning_rate=0.1", '"learning_rate:0.1"']),
+            (["train", "-params", "policy_kwargs=dict(a={'x':1})"], ["\"policy_kwargs:dict(a={'x':1})\""]),
+            (["train", "-params", "speedups=max"], ["\"speedups:'max'\""]),
+            (["train", "-conf", "."], ["--conf-file=.", ".yml"]),
+            (["train", "-conf", "./conf.json"], ["--conf-file=./conf.json", ".yml"]),
+            (["train", "-conf", "json"], ["--conf-file=json", "hyperparams"]),
             (["tran"], ["tran", "train"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -523,6 +564,64 @@ class TestBadInput:
         run = run_main(*arguments, logs=tmp_path / "logs")
         _assert_one_line(run, *words)
         assert not (tmp_path / "logs").exists()
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("", ["conf.yml", "CartPole-v1:"]),
+            ("- CartPole-v1\n- Acrobot-v1", ["conf.yml", "CartPole-v1:"]),
+            ("CartPole-v1:", ["conf.yml", "CartPole-v1:"]),
+            ("CartPole-v1: MlpPolicy", ["conf.yml", "CartPole-v1:"]),
+            ("CartPole-v1: [MlpPolicy]", ["conf.yml", "CartPole-v1:"]),
+            ("CartPole-v1: {policy: MlpPolicy", ["conf.yml", "CartPole-v1:", "line 1"]),
+            (
+                "CartPole-v1: {policy: MlpPolicy, n_timesteps: 400, learning_rate: 1e-3}",
+                ["learning_rate='1e-3'", "0.001"],
+            ),
+            ("CartPole-v1: {policy: MlpPolicy, n_timesteps: many}", ["n_timesteps='many'"]),
+            ("CartPole-v1: {policy: MlpPolicy, n_timesteps: 1e6}", ["n_timesteps='1e6'", "!!float 1e6"]),
+        ],
+    )
+    @pytest.mark.parametrize("more", [[], ["-params", "gamma:0.9"]])
+    def test_a_file_of_hyperparameters_that_cannot_be_read(
+        self, text: str, words: list[str], more: list[str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "conf.yml").write_text(text)
+        flags = ["--env", "CartPole-v1", "-conf", str(tmp_path / "conf.yml"), *more]
+        _assert_one_line(run_main("train", *flags, logs=tmp_path / "logs"), *words)
+        assert not (tmp_path / "logs").exists()
+
+    @pytest.mark.parametrize("kind", [ValueError, AssertionError, RuntimeError])
+    def test_an_error_without_a_message_says_where_it_arose(
+        self, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise kind
+
+        monkeypatch.setattr(zoo, "run_command", fail)
+        line = fail.__code__.co_firstlineno + 1
+        _assert_one_line(run_main("enjoy", "--env", "CartPole-v1"), kind.__name__, f"{Path(__file__).name}:{line}")
+
+    @pytest.mark.parametrize("command", ["enjoy", "record_video", "export"])
+    def test_a_run_that_failed_does_not_hide_the_one_before(self, command: str, tmp_path: Path) -> None:
+        runs = [tmp_path / "per_ddqn" / f"CartPole-v1_{number}" for number in (1, 2, 9, 10)]
+        for run_folder in runs:
+            (run_folder / "CartPole-v1").mkdir(parents=True)
+        for run_folder in runs[:3]:
+            (run_folder / "CartPole-v1.zip").touch()
+        arguments = [command, "--env", "CartPole-v1", *(["--to", str(tmp_path / "x")] if command == "export" else [])]
+        run = run_main(*arguments, logs=tmp_path)
+        _assert_one_line(run, str(runs[3] / "CartPole-v1.zip"), "--exp-id 9")
+        assert "--resume" not in run.err
+
+        (runs[3] / "checkpoints" / "step-000000000100").mkdir(parents=True)
+        resume = f"sb3-per-dqn train --resume {runs[3]}"
+        _assert_one_line(run_main(*arguments, logs=tmp_path), "--exp-id 9", resume)
+        for run_folder in runs[:3]:
+            shutil.rmtree(run_folder)
+        run = run_main(*arguments, logs=tmp_path)
+        _assert_one_line(run, resume)
+        assert "--exp-id" not in run.err
 
     def test_a_length_that_is_missing(self, tmp_path: Path) -> None:
         (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy}")

@@ -8,6 +8,7 @@ The zoo has no hook for plugins. The algorithm goes into its dictionary, and one
     values           NAME:VALUE on the command line
     evaluation       environments for watching and scoring
     hyperparameters  what a run is asked for
+    models           where a run's model is
     finished         its score and its video
     manager          the run
     registration     what the zoo is told

@@ -1,20 +1,31 @@
 """Where a run's hyperparameters come from, and what is wrong with them."""
 
+import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from rl_zoo3 import exp_manager
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, get_wrapper_class
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from sb3_per_dqn.checks import check_keys, check_kwargs
+from sb3_per_dqn.checks import check_keys, check_kwargs, check_policy
 from sb3_per_dqn.classes import check_classes, imported
 from sb3_per_dqn.run_settings import CONF_KINDS
 from sb3_per_dqn.workers import WorkerVecEnv
 from sb3_per_dqn.zoo.evaluation import in_evaluation_mode, native_wrapper_kwargs
+
+_DICTIONARY = (dict,), "a dictionary, such as dict(name=value)"
+EVALUATED: dict[str, tuple[tuple[type, ...], str]] = {  # what they are, if they are given as text
+    "policy_kwargs": _DICTIONARY,
+    "replay_buffer_kwargs": _DICTIONARY,
+    "monitor_kwargs": _DICTIONARY,
+    "replay_buffer_class": ((type,), "the name of a class"),
+    "normalize": ((bool, dict), "True, False or a dictionary, such as dict(norm_obs=True, norm_reward=False)"),
+}
 
 
 class HyperparameterManager(ExperimentManager):
@@ -53,17 +64,35 @@ class HyperparameterManager(ExperimentManager):
         :return: hyperparameters, and those to save
         :raises ValueError: if there is no such file, or nothing reads one of its keys
         """
-        if not self.config.endswith(CONF_KINDS):
-            imported(self.config, "--conf-file")
-        elif not os.path.isfile(self.config):
-            raise ValueError(f"--conf-file={self.config}: there is no such file.")
+        self._check_conf_file()
         if self.trial_id is not None:
             trial = self._parameters_of_trial()
             self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
-        hyperparams, saved = super().read_hyperparameters()
+        try:
+            hyperparams, saved = super().read_hyperparameters()
+        except Exception as error:  # of the zoo, when it is empty, a list, or has nothing under the name; of the parser
+            is_shape = isinstance(error, (AttributeError, TypeError, KeyError)) and not self.config.endswith(".py")
+            reason = "" if is_shape else f" ({type(error).__name__}: {error})"
+            raise ValueError(
+                f"--conf-file={self.config} does not give the hyperparameters of this environment{reason}: it must "
+                f"hold, in YAML or in Python's `hyperparams`, {self.env_name.gym_id}: "
+                "{policy: ..., n_timesteps: ...}."
+            ) from error
         check_keys(hyperparams, ALGOS[self.algo], length_is_given=self.n_timesteps > 0)
+        check_policy(hyperparams["policy"], ALGOS[self.algo])
         check_classes(hyperparams)
+        _evaluate(hyperparams)
         return hyperparams, saved
+
+    def _check_conf_file(self) -> None:
+        if self.config.endswith(CONF_KINDS):
+            if not os.path.isfile(self.config):
+                raise ValueError(f"--conf-file={self.config}: there is no such file.")
+            return
+        if os.sep in self.config or "" in self.config.split("."):
+            kinds = ", ".join(CONF_KINDS)
+            raise ValueError(f"--conf-file={self.config}: it must be a file ({kinds}), or the name of a module.")
+        imported(self.config, "--conf-file")
 
     def _parameters_of_trial(self) -> dict[str, Any]:
         """The zoo reads them too, but takes number 0 for none."""
@@ -95,6 +124,25 @@ class HyperparameterManager(ExperimentManager):
         self.model_arguments = processed[0]
         check_kwargs(self.model_arguments, ALGOS[self.algo])
         return processed
+
+
+def _evaluate(hyperparams: dict[str, Any]) -> None:
+    """What the zoo evaluates without a word on its key. It takes the value, too."""
+    for key, (kinds, wanted) in EVALUATED.items():
+        given = hyperparams.get(key)
+        if given is None:
+            continue
+        try:
+            value = eval(given, dict(vars(exp_manager))) if isinstance(given, str) else given
+        except Exception as error:
+            name = str(error.name) if isinstance(error, NameError) else ""
+            near = difflib.get_close_matches(name, dir(exp_manager), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it must be {wanted}."
+            message = error.msg if isinstance(error, SyntaxError) else error  # whose place is of this line alone
+            raise ValueError(f"hyperparameters: {key}={given!r}: {type(error).__name__}: {message}; {hint}") from error
+        if not isinstance(value, kinds):
+            raise ValueError(f"hyperparameters: {key}={given!r} must be {wanted}.")
+        hyperparams[key] = value
 
 
 def hyperparams_folder() -> Path:

@@ -35,10 +35,10 @@ from sb3_per_dqn.zoo.attributes import replaced
 from sb3_per_dqn.zoo.evaluation import EVALUATION_KWARGS, limited
 from sb3_per_dqn.zoo.finished import EVALUATION_GAMES, measured, recorded_game, result_or_reason
 from sb3_per_dqn.zoo.hyperparameters import HyperparameterManager
+from sb3_per_dqn.zoo.models import CHECKPOINTS
 
 LOGGED_ROWS = 200  # of a whole run, whatever its length
 MIN_STEPS_PER_ROW = 100
-CHECKPOINTS = "checkpoints"  # in a run's folder
 
 
 class RunManager(HyperparameterManager):
@@ -116,8 +116,6 @@ class RunManager(HyperparameterManager):
         """Find what is wrong with game, environment or hyperparameters by building them here, once."""
         if self._is_atari:
             check_atari_id(self.env_name.gym_id)
-        if not isinstance(self.n_envs, int) or self.n_envs < 1:
-            raise ValueError(f"n_envs={self.n_envs!r} must be a whole number, 1 or more.")
         with replaced(self, vec_env_class=DummyVecEnv, verbose=0):
             env = self.create_envs(1, no_log=True)
         with closing(env):

@@ -14,6 +14,7 @@ from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.search_space import convert_per_ddqn_params, sample_per_ddqn_params
 from sb3_per_dqn.zoo.evaluation import create_evaluation_env
 from sb3_per_dqn.zoo.manager import RunManager
+from sb3_per_dqn.zoo.models import get_model_path
 
 
 def register() -> None:
@@ -23,7 +24,8 @@ def register() -> None:
     # For replay_buffer_class in the YAML, which the zoo evaluates there
     rl_zoo3.exp_manager.DeviceReplayBuffer = DeviceReplayBuffer  # type: ignore[attr-defined]
     rl_zoo3.train.ExperimentManager = RunManager  # type: ignore[attr-defined]
-    # enjoy and record_video take it from these two when they are run
+    # enjoy and record_video take these from there when they are run
     rl_zoo3.create_test_env = rl_zoo3.utils.create_test_env = create_evaluation_env
+    rl_zoo3.utils.get_model_path = get_model_path
     with suppress(ModuleNotFoundError):  # check_env_id() says so when a game of it is asked for
         register_minatar()

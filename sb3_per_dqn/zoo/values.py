@@ -29,15 +29,18 @@ class StoreValues(utils.StoreDict):
 
 
 def _named_value(argument: str, flag: str | None) -> tuple[str, Any]:
-    name, _, text = argument.partition(":")
+    name, separator, text = argument.partition(":")
+    if not name.isidentifier() or not separator:  # NAME=VALUE, say
+        name, _, text = argument.partition("=")
+        separator = ""
     try:
         value = eval(text, dict(vars(utils)))  # whose names the zoo's values may use
         is_value = not isinstance(ast.parse(text.strip(), mode="eval").body, ast.Name)  # max is Python, too
     except Exception:
         is_value = False
-    if not is_value:
+    if not (is_value and separator):
+        right = text if is_value else f"'{text or 'word'}'"
         raise ValueError(
-            f"{flag} {argument}: it is NAME:VALUE, with the value as in Python, and words in quotes: "
-            f"\"{name}:'{text or 'word'}'\"."
+            f'{flag} {argument}: it is NAME:VALUE, with the value as in Python, and words in quotes: "{name}:{right}".'
         )
     return name, value
