@@ -1,10 +1,10 @@
 """Small model folders, and the command that plays a folder: what it shows, and whose code it runs."""
 
 import copy
+import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import safetensors.torch
 import torch as th
 from huggingface_hub import ModelCard
 from PIL import Image
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -214,7 +215,7 @@ def test_the_score_of_a_small_folder_is_its_own(trained: Run, tmp_path: Path, mo
     assert sorted([*files, "replay.mp4"]) == sorted(os.listdir(tmp_path / "film"))
 
 
-# -------------------------------------------------------------------------------------------------------------- watching
+# ------------------------------------------------------------------------------------------------------------- watching
 
 
 def watched(folder: Path, *arguments: str) -> Run:
@@ -229,6 +230,17 @@ def returns(run: Run) -> list[float]:
     assert word == "mean"
     assert f"{np.mean(found):.2f} +/- {np.std(found):.2f} over {len(found)} full game" in mean
     return found
+
+
+def models_that_are_loaded(monkeypatch: pytest.MonkeyPatch) -> list[PerDoubleDQN]:
+    models = []
+
+    def load(*args: Any, **kwargs: Any) -> PerDoubleDQN:
+        models.append(load_model(*args, **kwargs))
+        return models[-1]
+
+    monkeypatch.setattr(watch, "load_model", load)
+    return models
 
 
 @pytest.fixture(scope="module")
@@ -255,10 +267,7 @@ def test_games_are_told_and_their_mean(pole: Path) -> None:
 
 def test_breakout_is_filmed(game: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(atari, "EVALUATION_MAX_FRAMES", 200)
-    loaded = []
-    monkeypatch.setattr(
-        watch, "load_model", lambda *args, **kwargs: loaded.append(load_model(*args, **kwargs)) or loaded[0]
-    )
+    loaded = models_that_are_loaded(monkeypatch)
     video = tmp_path / "new" / "game.mp4"
     run = watched(game, "--video", str(video), "--games", "2")
     assert len(returns(run)) == 2
@@ -310,10 +319,7 @@ def test_a_window(pole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_normalization_is_the_folders_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(lambda: VecNormalize(cartpole(), norm_reward=True))
     folder = export_model(model, tmp_path / "shared", env_id="CartPole-v1")
-    loaded = []
-    monkeypatch.setattr(
-        watch, "load_model", lambda *args, **kwargs: loaded.append(load_model(*args, **kwargs)) or loaded[0]
-    )
+    loaded = models_that_are_loaded(monkeypatch)
     found = returns(watched(folder, "--no-render"))
     assert all(value == int(value) >= 8 for value in found)  # a pole's steps, and no normalized rewards
     mine, other = model.get_vec_normalize_env(), loaded[0].get_vec_normalize_env()
@@ -339,7 +345,7 @@ def test_bad_arguments_are_one_line(pole: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4"]
 
 
-# ------------------------------------------------------------------------------------------------------------ whose code
+# ----------------------------------------------------------------------------------------------------------- whose code
 
 
 def shared(folder: Path, env_id: str = "CartPole-v1", **settings: Any) -> Path:
@@ -349,8 +355,8 @@ def shared(folder: Path, env_id: str = "CartPole-v1", **settings: Any) -> Path:
 def test_others_environments_and_wrappers_are_the_users_decision(
     corridors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = __import__(corridors)
-    model = make(lambda: _corridor(module))
+    module = importlib.import_module(corridors)
+    model = make(lambda: make_vec_env(module.Corridor, 2))
     environment = EnvironmentSettings(
         packages=(corridors,), kwargs={"length": 7, "bounds": (0, 1)}, wrappers=(("corridors.Scaled", {"factor": 3.0}),)
     )
@@ -371,12 +377,6 @@ def test_others_environments_and_wrappers_are_the_users_decision(
         record = json.loads((folder / "config.json").read_text())["environment"]
         edit(folder, environment={**record, "wrappers": [{"name": name, "kwargs": {}}]})
         _one_line(watched(folder, "--no-render", "--gym-packages", corridors), f"{name!r} is no Wrapper")
-
-
-def _corridor(module: Any) -> Any:
-    from stable_baselines3.common.env_util import make_vec_env
-
-    return make_vec_env(module.Corridor, 2)
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
@@ -429,8 +429,9 @@ def test_hostile_folders_are_one_line(
 
 
 @pytest.fixture
-def record(pole: Path) -> Iterator[dict[str, Any]]:
-    yield json.loads((pole / "config.json").read_text())
+def record(pole: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((pole / "config.json").read_text())
+    return config
 
 
 @pytest.mark.parametrize(
