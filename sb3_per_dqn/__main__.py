@@ -22,6 +22,7 @@ COMMANDS = {
     "record_video": "record a video of a trained model",
     "record_training": "record a video of a model at each of its --save-freq checkpoints",
     "export": "write a trained model into a folder to share, with its score, curves, video and model card",
+    "watch": "play the games of such a folder: in a window, into a video, or for the score alone",
     "plot_train": "plot training returns",
     "plot_from_file": "plot what all_plots has written",
     "all_plots": "compare runs",
@@ -30,7 +31,7 @@ DEFAULT_ENV = "BreakoutNoFrameskip-v4"
 USAGE = """\
 usage: sb3-per-dqn COMMAND [ARGUMENTS]
 
-rl-zoo3's commands (and export), for PerDoubleDQN (--algo per_ddqn) on Breakout unless told otherwise:
+rl-zoo3's commands (and export, watch), for PerDoubleDQN (--algo per_ddqn) on Breakout unless told otherwise:
 
 {commands}
 
@@ -74,6 +75,11 @@ def run(command: str, arguments: list[str]) -> int:
             from sb3_per_dqn.export import export_run
 
             print(export_run(arguments, DEFAULT_ENV))
+            return 0
+        if command == "watch":
+            from sb3_per_dqn.watch import watch_model
+
+            print(watch_model(arguments))
             return 0
         settings = RunSettings()
         if command == "train":

@@ -18,6 +18,7 @@ from sb3_per_dqn.sharing import EnvironmentSettings, export_model
 from sb3_per_dqn.sharing.environment import Wrapper
 from sb3_per_dqn.sharing.model_folder import CURVE, check_free
 from sb3_per_dqn.sharing.normalization import normalization_of
+from sb3_per_dqn.sharing.small import round_weights
 from sb3_per_dqn.zoo.evaluation import create_evaluation_env
 from sb3_per_dqn.zoo.finished import EVALUATION_GAMES, measured
 from sb3_per_dqn.zoo.models import get_model_path
@@ -33,6 +34,10 @@ def _parser(default_env: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--games", type=int, metavar="N", help="score the model anew over so many (the score that the run ended with)"
     )
+    parser.add_argument(
+        "--small", action="store_true", help="a quarter of the size: rounded weights, scored anew; without the video"
+    )
+    parser.add_argument("--with-video", action="store_true", help="with the video, though it is --small")
     parser.add_argument("--device", default="auto", help="on which to play them (%(default)s)")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="packages that register the environment")
     return parser
@@ -57,20 +62,25 @@ def export_run(arguments: list[str], default_env: str) -> str:
     env = model.get_env()
     assert env is not None
     try:
-        score = None if given.games else Score.read(run_folder)
+        if given.small:
+            round_weights(model.policy)  # what is shared is what is scored
+        score = None if given.games or given.small else Score.read(run_folder)
         if score is None or score.steps != model.num_timesteps:
             score = measured(model, env, given.games or EVALUATION_GAMES, deterministic=True)
         normalization = normalization_of(model)
         if normalization is not None:
             normalization.training = True  # whoever trains it further goes on from there
-        curve, video = run_folder / CURVE, run_folder / "videos" / "full-game.mp4"
-        files = {"curve": _if_there(curve), "video": _if_there(video)}
-        export_model(model, given.to, env_id=given.env, environment=environment, score=score, **files)
+        curve, video = _if_there(run_folder / CURVE), _if_there(run_folder / "videos" / "full-game.mp4")
+        video = None if given.small and not given.with_video else video
+        files = {"curve": curve, "video": video}
+        export_model(
+            model, given.to, env_id=given.env, environment=environment, score=score, small=given.small, **files
+        )
     finally:
         env.close()
-    found = {"plot": curve, "video": video}
-    parts = [f"{what}: {path if path.exists() else 'none'}" for what, path in found.items()]
-    return "; ".join([f"model folder: {given.to}", f"score: {score}", *parts])
+    size = sum(file.stat().st_size for file in Path(given.to).iterdir()) / 1e6
+    parts = [f"model folder: {given.to} ({size:.2f} MB)", f"score: {score}", f"plot: {curve or 'none'}"]
+    return "; ".join([*parts, f"video: {video or 'none'}"])
 
 
 def saved_run(

@@ -302,7 +302,7 @@ class TestTraining:
             env.close = lambda: closed.append(close())
             raise ImportError("no moviepy here")
 
-        monkeypatch.setattr(finished, "VecVideoRecorder", fail)
+        monkeypatch.setattr(finished, "GameRecorder", fail)
         run = run_main(
             "train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, logs=tmp_path, env_id="CartPole-v1"
         )

@@ -11,6 +11,10 @@ from sb3_per_dqn.sharing.recipe import installation, making_environment
 
 LIBRARY = "stable-baselines3"
 SCORED_GAMES = 10
+SMALL = (
+    "They are in half precision (float16), without the target network: loaded, they are float32 again, and the target "
+    "network is the online network's copy."
+)
 
 
 def model_card(config: dict[str, Any], score: Score | None = None, curve: str | None = None) -> ModelCard:
@@ -38,6 +42,7 @@ def model_card(config: dict[str, Any], score: Score | None = None, curve: str | 
         *([] if curve is None else [f"![learning curves]({curve})"]),
         "## Usage",
         "Weights are in safetensors and the configuration is JSON: loading runs no code of this folder.",
+        *([SMALL] if config["small"] else []),
         f"sb3-per-dqn is installed from a checkout of its repository: `{installation(config)}`.",
         f"```python\n{usage(config, score)}\n```",
         "Training can go on (`model.learn(...)`), with an empty replay memory and a fresh optimizer.",

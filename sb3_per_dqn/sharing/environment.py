@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sb3_per_dqn.checkpoint.state import KIND
-from sb3_per_dqn.sharing.plain import ModelFolderError, Plain, to_plain
+from sb3_per_dqn.sharing.plain import ModelFolderError, Plain, from_plain, to_plain
 
 Wrapper = tuple[str, Mapping[str, Any]]  # its full name (module.Class), and its arguments beside the environment
 
@@ -49,6 +49,31 @@ class EnvironmentSettings:
             "frame_stack": self.frame_stack,
         }
 
+    @classmethod
+    def from_plain(cls, plain: Plain) -> "EnvironmentSettings":
+        """
+        :param plain: from :meth:`to_plain`, or whatever else somebody may have written
+        :return: the settings; nothing is imported
+        :raises ModelFolderError: if :meth:`to_plain` would not write it like that
+        """
+        try:
+            settings = cls(
+                packages=tuple(plain["packages"]),
+                kwargs=from_plain(plain["kwargs"], {}, "env_kwargs"),
+                evaluation_kwargs=from_plain(plain["evaluation_kwargs"], {}, "eval_env_kwargs"),
+                wrappers=_wrappers_from_plain(plain["wrappers"], "env_wrapper"),
+                vec_wrappers=_wrappers_from_plain(plain["vec_wrappers"], "vec_env_wrapper"),
+                frame_stack=plain["frame_stack"],
+            )
+            is_ours = settings.to_plain() == plain and type(settings.frame_stack) in (int, type(None))
+        except ModelFolderError:
+            raise
+        except Exception as error:  # whatever somebody may have written
+            raise ModelFolderError(f"environment is nothing that this package writes: {error!r}.") from error
+        if not is_ours:
+            raise ModelFolderError("environment is nothing that this package writes.")
+        return settings
+
 
 def _wrappers_to_plain(wrappers: Iterable[Wrapper], what: str) -> Plain:
     plain: list[Plain] = []
@@ -58,6 +83,10 @@ def _wrappers_to_plain(wrappers: Iterable[Wrapper], what: str) -> Plain:
         name, kwargs = wrapper
         plain.append({"name": _checked_name(name, what), "kwargs": _data(kwargs, f"{what} {name}")})
     return plain
+
+
+def _wrappers_from_plain(wrappers: Plain, what: str) -> tuple[Wrapper, ...]:
+    return tuple((wrapper["name"], from_plain(wrapper["kwargs"], {}, what)) for wrapper in wrappers)
 
 
 def _data(arguments: Mapping[str, Any], what: str) -> Plain:

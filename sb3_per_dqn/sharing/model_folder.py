@@ -4,7 +4,8 @@ A model as a folder to share: what it takes to use it and to train it further, a
     folder/
       README.md            the model card
       config.json          policy, arguments, spaces, how the environment was made; the checksum of the weights
-      model.safetensors    both networks' weights, VecNormalize's statistics
+      model.safetensors    both networks' weights, VecNormalize's statistics; in a small folder, the online network's
+                         in half precision, and the target network is its copy
       results.json         the score
       learning_curves.png  the curves
       replay.mp4           a game
@@ -38,6 +39,7 @@ from sb3_per_dqn.sharing.environment import EnvironmentSettings
 from sb3_per_dqn.sharing.normalization import PREFIX, normalization_of, normalized, settings_of, statistics_of
 from sb3_per_dqn.sharing.plain import KNOWN, ModelFolderError, Plain, as_endpoints, from_plain, nameable, to_plain
 from sb3_per_dqn.sharing.plain_spaces import space_from_plain, space_to_plain
+from sb3_per_dqn.sharing.small import Forms, Tensors, completed, small_forms, smaller, smaller_picture
 from sb3_per_dqn.whole_files import read_file, sha256, sync_folder, write_file
 
 FORMAT, VERSION = "sb3-per-dqn model", 1
@@ -56,8 +58,6 @@ ARGUMENTS = (
     "train_while_stepping",
 )
 
-Tensors = dict[str, th.Tensor]
-
 
 def export_model(
     model: PerDoubleDQN,
@@ -68,6 +68,7 @@ def export_model(
     score: Score | None = None,
     curve: str | os.PathLike[str] | None = None,
     video: str | os.PathLike[str] | None = None,
+    small: bool = False,
 ) -> Path:
     """
     Write a model into a folder, wholly or not at all.
@@ -83,6 +84,9 @@ def export_model(
     :param score: of the model
     :param curve: a PNG picture of its learning curves
     :param video: an MP4 video of a game
+    :param small: write weights in half precision (float16), without the target network, which becomes the online
+        network's copy, and the curves in few colours: a quarter of the size. Rounded weights may score otherwise:
+        :func:`~sb3_per_dqn.sharing.small.round_weights` makes the model's so before it is scored
     :return: the folder
     :raises ModelFolderError: if something of the model cannot be written, or an argument is wrong; nothing is left then
     :raises OSError: if writing fails; likewise
@@ -96,7 +100,10 @@ def export_model(
     for name, path in pictures.items():
         if path is not None and not Path(path).is_file():
             raise ModelFolderError(f"{'curve' if name == CURVE else 'video'}={str(path)!r} is no file.")
-    files = _model_files(model, env_id, environment, score)
+    files = _model_files(model, env_id, environment, score, small)
+    if small and curve is not None:
+        files[CURVE] = smaller_picture(curve)
+        pictures[CURVE] = None
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -127,12 +134,16 @@ def check_free(folder: str | os.PathLike[str]) -> None:
 
 
 def _model_files(
-    model: PerDoubleDQN, env_id: str, environment: EnvironmentSettings | None, score: Score | None
+    model: PerDoubleDQN, env_id: str, environment: EnvironmentSettings | None, score: Score | None, small: bool
 ) -> dict[str, bytes]:
     normalization = normalization_of(model)
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.policy.state_dict().items()}
-    tensors |= {} if normalization is None else statistics_of(normalization)
     _check_finite(tensors, "the model")
+    tensors = smaller(tensors) if small else tensors
+    if normalization is not None:
+        statistics = statistics_of(normalization)
+        _check_finite(statistics, "the model")
+        tensors |= statistics
     weights = safetensors.torch.save(tensors, {"format": "pt"})
     config = {
         "format": FORMAT,
@@ -141,6 +152,7 @@ def _model_files(
         "env_id": env_id,
         "environment": environment and environment.to_plain(),  # for the reader: loading takes no notice of it
         "sha256": sha256(weights),
+        "small": small,
         "observation_space": space_to_plain(model.observation_space),
         "action_space": space_to_plain(model.action_space),
         "policy": to_plain(model.policy_class, "policy"),
@@ -210,7 +222,7 @@ def load_model(
     folder = Path(folder)
     by_name = nameable(classes)
     venv = None if env is None else PerDoubleDQN._wrap_env(maybe_make_env(env, 0))
-    config = _read_config(folder)
+    config = read_config(folder)
     tensors = _read_tensors(folder, config.get("sha256"))
     try:
         return _loaded(config, tensors, venv, device, by_name, kwargs)
@@ -220,7 +232,12 @@ def load_model(
         raise ModelFolderError(f"{folder}: no model can be built from {CONFIG}: {error!r}.") from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """
+    :param folder: a model folder
+    :return: what stands in its ``config.json``, where anybody may have written anything
+    :raises ModelFolderError: if it is no model folder, damaged, or of another version
+    """
     if not folder.is_dir():
         raise ModelFolderError(f"{folder} is no folder. (PerDoubleDQN.load reads SB3's .zip, and runs code in it.)")
     if not (folder / CONFIG).exists():
@@ -285,6 +302,9 @@ def _loaded(
     statistics = {name: tensors[name] for name in tensors if name.startswith(PREFIX)}
     weights = {name: tensors[name] for name in tensors if name not in statistics}
     policy = from_plain(config["policy"], classes, "policy")
+    small = config.get("small", False)  # folders of earlier versions do not say
+    if type(small) is not bool:
+        raise ModelFolderError(f"small={small!r} is neither true nor false.")
     if set(config["arguments"]) != set(ARGUMENTS):
         raise ModelFolderError(
             f"the arguments differ from PerDoubleDQN's: {set(config['arguments']) ^ set(ARGUMENTS)}."
@@ -295,7 +315,7 @@ def _loaded(
     if not isinstance(policy, type) or not issubclass(policy, BasePolicy):
         raise ModelFolderError(f"policy={policy!r} is no policy.")
     if classes == KNOWN:
-        _check_in_advance(policy, observation_space, action_space, arguments["policy_kwargs"], weights)
+        _check_in_advance(policy, observation_space, action_space, arguments["policy_kwargs"], weights, small)
     if config["vec_normalize"] is not None:
         env = _normalized(env, from_plain(config["vec_normalize"], {}, "vec_normalize"), statistics)
 
@@ -306,8 +326,8 @@ def _loaded(
         _check_spaces(model.env, observation_space, action_space)
     model.observation_space, model.action_space = observation_space, action_space
     model._setup_model()
-    _check_fit(model.policy, weights)
-    model.policy.load_state_dict(weights)
+    _check_fit(model.policy, weights, small)
+    model.policy.load_state_dict(completed(weights) if small else weights)
     model.num_timesteps, model._n_updates = _count(config["num_timesteps"]), _count(config["n_updates"])
     model.exploration_rate = _probability(config["exploration_rate"])
     return model
@@ -350,21 +370,26 @@ def _check_in_advance(
     action_space: spaces.Space[Any],
     policy_kwargs: dict[str, Any],
     weights: Tensors,
+    small: bool,
 ) -> None:
     """Compare shapes before there are networks: a file may ask for larger ones than there is memory for."""
     kwargs = {name: value for name, value in policy_kwargs.items() if not name.startswith("optimizer_")}
     meta = th.device("meta")
     without_memory = type(policy.__name__, (policy,), {"device": meta})
     with meta:
-        _check_fit(without_memory(observation_space, action_space, lambda _: 0.0, **kwargs), weights)
+        _check_fit(without_memory(observation_space, action_space, lambda _: 0.0, **kwargs), weights, small)
 
 
-def _check_fit(policy: th.nn.Module, weights: Tensors) -> None:
-    wanted = {name: (tuple(value.shape), value.dtype) for name, value in policy.state_dict().items()}
-    given = {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}
+def _check_fit(policy: th.nn.Module, weights: Tensors, small: bool) -> None:
+    wanted, given = _forms(policy.state_dict()), _forms(weights)
+    wanted = small_forms(wanted) if small else wanted
     for name in sorted({*wanted, *given}):
         if wanted.get(name) != given.get(name):
             raise ModelFolderError(
                 f"{name} is {given.get(name, 'missing')} in {WEIGHTS}, and {wanted.get(name, 'nothing')} in the model "
                 f"that {CONFIG} describes."
             )
+
+
+def _forms(weights: Tensors) -> Forms:
+    return {name: (tuple(value.shape), value.dtype) for name, value in weights.items()}

@@ -22,7 +22,7 @@ def making_environment(config: dict[str, Any]) -> tuple[Lines, Lines]:
     :param config: what stands in ``config.json``
     :return: lines that import, and lines that make ``env``, games of Atari in evaluation mode
     """
-    environment = _settings(config)
+    environment = environment_of(config)
     kwargs = environment["evaluation_kwargs"] or environment["kwargs"]
     arguments = [literal(config["env_id"]), *_if_any("env_kwargs", kwargs)]
     wrappers = [wrapper["name"] for wrapper in environment["wrappers"]]
@@ -37,14 +37,17 @@ def installation(config: dict[str, Any]) -> str:
     :return: the command that installs what :func:`making_environment` needs of this package
     """
     env_id = config["env_id"]
-    is_of_zoo = any(module.split(".")[0] == "rl_zoo3" for module in _modules(_settings(config)))
+    is_of_zoo = any(module.split(".")[0] == "rl_zoo3" for module in _modules(environment_of(config)))
     needed = {"atari": _is_atari(env_id), "minatar": _is_minatar(env_id), "zoo": is_of_zoo}
     extras = ",".join(extra for extra, is_needed in needed.items() if is_needed)
     return f'pip install ".[{extras}]"' if extras else "pip install ."
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Plain]:
-    """What was said of the environment, or else how this package makes it."""
+def environment_of(config: dict[str, Any]) -> dict[str, Plain]:
+    """
+    :param config: what stands in ``config.json``
+    :return: what it says of the environment, or else how this package makes it
+    """
     if config.get("environment") is not None:
         return dict(config["environment"])
     shape, env_id = config["observation_space"].get("shape", []), config["env_id"]
