@@ -162,7 +162,7 @@ def lose(tensors: dict[str, th.Tensor]) -> None:
 
 
 def add_target(tensors: dict[str, th.Tensor]) -> None:
-    tensors["q_net_target.value_net.0.weight"] = tensors["q_net.value_net.0.weight"]
+    tensors["q_net_target.value_net.0.weight"] = tensors["q_net.value_net.0.weight"].clone()
 
 
 DAMAGES: dict[str, tuple[Any, str]] = {
@@ -452,9 +452,21 @@ def test_names_that_are_followed(name: str, record: dict[str, Any]) -> None:
     assert trusted_environment({**record, "environment": plain}) == ("CartPole-v1", settings)
 
 
-def test_a_wrapper_of_gymnasium_is_around_it(tmp_path: Path) -> None:
-    wrapper = ("gymnasium.wrappers.TimeLimit", {"max_episode_steps": 5})
-    assert returns(watched(shared(tmp_path / "shared", wrappers=(wrapper,)), "--no-render")) == [5.0] * 3
+def test_a_wrapper_of_gymnasium_is_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = models_that_are_loaded(monkeypatch)
+    folder = shared(tmp_path / "shared", wrappers=(("gymnasium.wrappers.ReshapeObservation", {"shape": (4,)}),))
+    assert len(returns(watched(folder, "--no-render"))) == 3
+    env = loaded[0].get_env()
+    assert env is not None
+    assert env.env_is_wrapped(gym.wrappers.ReshapeObservation) == [True]
+
+
+@pytest.mark.parametrize("name", ["TimeLimit", "RecordEpisodeStatistics", "TransformObservation"])
+def test_others_of_gymnasium_are_not_taken(name: str, record: dict[str, Any]) -> None:
+    """A limit above Monitor would end games that it never counts, and the last game would never be over."""
+    plain = EnvironmentSettings(wrappers=((f"gymnasium.wrappers.{name}", {}),)).to_plain()
+    with pytest.raises(ModelFolderError, match=f"the wrapper 'gymnasium.wrappers.{name}' is not among"):
+        trusted_environment({**record, "environment": plain})
 
 
 def _one_line(run: Run, *words: str) -> None:

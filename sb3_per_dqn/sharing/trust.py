@@ -16,12 +16,13 @@ from sb3_per_dqn.sharing.recipe import environment_of
 
 PACKAGES = ("gymnasium", "ale_py", "minatar", "rl_zoo3")  # whose environments are made
 OURS = ("sb3_per_dqn.atari.AtariGameWrapper", "sb3_per_dqn.minatar.ChannelFirst")
-# Of these two, those that no text or number can make write a file or call a function
+# Of these two, those that no text or number can make write a file or call a function, and that end no game (TimeLimit:
+# these wrappers are above Monitor, which counts games)
 GYMNASIUMS = (
     *("AtariPreprocessing", "ClipReward", "DelayObservation", "DiscretizeAction", "DtypeObservation"),
     *("FilterObservation", "FlattenObservation", "FrameStackObservation", "GrayscaleObservation"),
     *("MaxAndSkipObservation", "RescaleObservation", "ReshapeObservation", "ResizeObservation", "StickyAction"),
-    *("TimeAwareObservation", "TimeLimit"),
+    "TimeAwareObservation",
 )
 SB3S = (
     *(atari_wrappers.AtariWrapper, atari_wrappers.ClipRewardEnv, atari_wrappers.EpisodicLifeEnv),
