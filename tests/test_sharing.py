@@ -858,14 +858,15 @@ hyperparams = {"Corridor-v0": {
         {"name": "gymnasium.wrappers.FlattenObservation", "kwargs": {}},
     ]
     assert made["vec_wrappers"] == [{"name": "corridors.Shifted", "kwargs": {"by": -0.25}}]
+    assert "import corridors  # which is not of sb3_per_dqn\n" in (to / "README.md").read_text()
     env = run_usage(to, monkeypatch)["env"]
     said = {
         "length": 9,
         "bounds": (-1, float("inf")),
         "title": 'say "hello"',
         "none": None,
-        "render_mode": "rgb_array",
-    }  # SB3's
+        "render_mode": "rgb_array",  # SB3's
+    }
     assert env.unwrapped.get_attr("said") == [said]
     np.testing.assert_array_equal(env.reset(), [[0, 0, -0.25, 26.75]])
     np.testing.assert_array_equal(env.step([1])[0], [[-0.25, 26.75, 2.75, 26.75]])

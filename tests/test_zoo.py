@@ -523,6 +523,10 @@ class TestBadInput:
             (["train", "-params", "gamma:'0.9'"], ["gamma='0.9'", "0.9"]),
             (["train", "-params", "n_envs:'8'"], ["n_envs='8'"]),
             (["train", "--env", "CartPole-v1", "-params", "frame_stack:-1"], ["frame_stack=-1", "1 or more"]),
+            (
+                ["train", "--env", "CartPole-v1", "-params", "frame_stack:2", "normalize:True"],
+                ["frame_stack=2 and normalize=True", "leave one out", "FrameStackObservation: {stack_size: 2}}"],
+            ),
             (["train", "--env", "CartPole-v1", "-params", "train_freq:0"], ["train_freq=0", "1 or more"]),
             (["train", "-params", "policy:'MlpPolcy'"], ["policy='MlpPolcy'", "MlpPolicy?"]),
             (["train", "-params", "policy:3"], ["policy=3", "known are"]),

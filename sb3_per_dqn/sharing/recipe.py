@@ -12,6 +12,7 @@ from sb3_per_dqn.sharing.plain import Plain
 
 GAME_WRAPPER = "sb3_per_dqn.atari.AtariGameWrapper"  # by name: to import it takes the emulators
 FRAME = [84, 84]  # the size that it gives them
+INSTALLED = ("sb3_per_dqn", "stable_baselines3", "gymnasium", "ale_py", "minatar", "rl_zoo3")  # with this package
 TRAINING_ALONE = ("evaluation", "terminal_on_life_loss", "clip_reward")  # its arguments that evaluation sets
 
 Lines = list[str]
@@ -72,11 +73,17 @@ def _modules(environment: dict[str, Plain]) -> list[str]:
     return [*environment["packages"], *(wrapper["name"].rpartition(".")[0] for wrapper in wrappers)]
 
 
+def _import(module: str) -> str:
+    return (
+        f"import {module}" if module.split(".")[0] in INSTALLED else f"import {module}  # which is not of sb3_per_dqn"
+    )
+
+
 def _atari(environment: dict[str, Plain], arguments: list[str]) -> tuple[Lines, Lines]:
     imports = [
         "from stable_baselines3.common.vec_env import DummyVecEnv",
         "from sb3_per_dqn import load_model, make_atari_vec_env",
-        *(f"import {name}" for name in environment["packages"]),
+        *map(_import, environment["packages"]),
     ]
     arguments = [
         *arguments,
@@ -92,7 +99,7 @@ def _other(env_id: str, environment: dict[str, Plain], arguments: list[str]) -> 
     imports = [
         "from stable_baselines3.common.env_util import make_vec_env",
         "from sb3_per_dqn import load_model",
-        *(f"import {name}" for name in modules),
+        *map(_import, modules),
     ]
     lines = []
     if _is_minatar(env_id):

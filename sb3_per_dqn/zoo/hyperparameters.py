@@ -10,6 +10,7 @@ import gymnasium as gym
 from rl_zoo3 import exp_manager
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, get_wrapper_class
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_per_dqn.checks import check_keys, check_kwargs, check_policy
@@ -114,6 +115,7 @@ class HyperparameterManager(ExperimentManager):
         self.worker_restarts = hyperparams.pop("worker_restarts", 0)
         if self.worker_restarts and (self.emulators != "processes" or self.vec_env_class is not WorkerVecEnv):
             raise ValueError(f"worker_restarts={self.worker_restarts!r} is for worker processes: leave it out.")
+        self._check_stacks(hyperparams)
         evaluation = in_evaluation_mode(hyperparams)
         self.evaluation_wrapper = get_wrapper_class(evaluation)
         # 1% of the actions are random in the environment itself: the model adds nothing to that
@@ -124,6 +126,16 @@ class HyperparameterManager(ExperimentManager):
         self.model_arguments = processed[0]
         check_kwargs(self.model_arguments, ALGOS[self.algo])
         return processed
+
+    def _check_stacks(self, hyperparams: dict[str, Any]) -> None:
+        """The zoo stacks outside of ``VecNormalize``, from which SB3 takes for replay what was not stacked yet."""
+        stacks, normalize = hyperparams.get("frame_stack"), hyperparams.get("normalize")
+        if stacks and stacks > 1 and normalize and issubclass(ALGOS[self.algo], OffPolicyAlgorithm):
+            raise ValueError(
+                f"frame_stack={stacks} and normalize={normalize!r} do not go together with replay memory: leave one "
+                "out, or stack by env_wrapper: {gymnasium.wrappers.FrameStackObservation: {stack_size: "
+                f"{stacks}}}}}."
+            )
 
 
 def _evaluate(hyperparams: dict[str, Any]) -> None:
