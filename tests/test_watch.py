@@ -408,7 +408,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "an argument that it has not": ({"kwargs": {"goal": 1}}, "CartPole-v1 cannot be made as config.json says"),
     "a huge stack": ({"frame_stack": 10**9}, "frame_stack=1000000000"),
     "no number": ({"frame_stack": True}, "nothing that this package writes"),
-    "a text": ({"frame_stack": "4"}, "nothing that this package writes"),
+    "a text": ({"frame_stack": "4"}, "frame_stack='4' must be None or a whole number"),
     "no record": ({"environment": 3}, "nothing that this package writes"),
     "no space": ({"environment": None, "observation_space": 3}, "nothing that this package writes"),
 }  # fmt: skip
