@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,13 +27,18 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from benchmarks.grid import ALGORITHMS, FOR_ALL, FOR_THE_ENVIRONMENT, ROOT, Cell
 from benchmarks.rows import Row, of_games, write_whole
+from sb3_per_dqn import PerDoubleDQN
 from sb3_per_dqn.atari import make_atari_vec_env
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.checkpoint import RunCheckpoints
 from sb3_per_dqn.checkpoint.environments import why_not
+from sb3_per_dqn.export import wrappers_of
 from sb3_per_dqn.minatar import MinAtarCNN, MinAtarPolicy, register_minatar
-from sb3_per_dqn.plots import read_columns
+from sb3_per_dqn.plots import draw_learning_curves, read_columns
 from sb3_per_dqn.schedules import PiecewiseSchedule
+from sb3_per_dqn.score import Score
+from sb3_per_dqn.sharing import EnvironmentSettings, export_model
+from sb3_per_dqn.sharing.small import round_weights
 from sb3_per_dqn.zoo import GAME_WRAPPER
 from sb3_per_dqn.zoo.evaluation import limited
 
@@ -43,13 +49,14 @@ SECONDS_A_LINE = 60
 PACKAGES = ("sb3-per-dqn", "stable-baselines3", "sb3-contrib", "torch", "numpy", "gymnasium", "ale-py", "minatar")
 
 
-def run_cell(cell: Cell, folder: Path, every: int) -> None:
+def run_cell(cell: Cell, folder: Path, every: int, agent: Path | None = None) -> None:
     """
     Leave the run's row in its folder, or a checkpoint if it is interrupted, with exit status 143.
 
     :param cell: what to run
     :param folder: the run's own
     :param every: environment steps from one checkpoint to the next
+    :param agent: where to keep the trained agent as a small model folder; what was there is removed
     """
     os.setsid()  # Ctrl-C is for the parent, which hands it on once
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +78,21 @@ def run_cell(cell: Cell, folder: Path, every: int) -> None:
         **{"commit": commit, "date": datetime.now(timezone.utc).date().isoformat(), **_machine()},
         "settings": cell.settings,
     }
+    if agent is not None and isinstance(model, PerDoubleDQN):
+        _keep(model, cell, folder, agent)
     write_whole(folder / ROW, json.dumps(row).encode())
+
+
+def _keep(model: PerDoubleDQN, cell: Cell, folder: Path, agent: Path) -> None:
+    given = cell.settings["hyperparameters"]
+    environment = EnvironmentSettings(
+        wrappers=wrappers_of(given.get("env_wrapper")), frame_stack=given.get("frame_stack")
+    )
+    round_weights(model.policy)  # after the row's evaluation: what is shared is scored by itself
+    score = Score.of(evaluation(cell, model), deterministic=True, steps=model.num_timesteps)
+    curve = draw_learning_curves(folder)
+    shutil.rmtree(agent, ignore_errors=True)
+    export_model(model, agent, env_id=cell.game, environment=environment, score=score, curve=curve, small=True)
 
 
 def try_out(cell: Cell) -> None:

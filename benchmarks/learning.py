@@ -38,10 +38,11 @@ class Processes:
     :param working: folder for the cells' own
     :param at_most: processes at a time
     :param every: environment steps from one checkpoint to the next
+    :param agents: folder for the trained agents of PerDoubleDQN, each in a small model folder; ``None`` keeps none
     """
 
-    def __init__(self, working: Path, at_most: int, every: int) -> None:
-        self.working, self.at_most, self.every = working, at_most, every
+    def __init__(self, working: Path, at_most: int, every: int, agents: Path | None) -> None:
+        self.working, self.at_most, self.every, self.agents = working, at_most, every, agents
         self.running: list[tuple[Cell, SpawnProcess]] = []
         self.signum = 0
 
@@ -63,8 +64,9 @@ class Processes:
             self._terminate()
 
     def _start(self, cell: Cell) -> None:
+        agent = self.agents and self.agents / cell.folder_name
         process = get_context("spawn").Process(
-            target=run_cell, args=(cell, self.working / cell.folder_name, self.every)
+            target=run_cell, args=(cell, self.working / cell.folder_name, self.every, agent)
         )
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, until it has a session of its own
         process.start()
@@ -171,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-j", "--processes", type=int, default=os.cpu_count(), help="runs at a time (default: cores)")
     parser.add_argument("--every", type=int, default=EVERY, help="steps from checkpoint to checkpoint")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--agents", type=Path, help="folder in which to keep the trained agents of PerDoubleDQN")
     args = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the runs and their emulators
     try:
@@ -184,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f"benchmarks.learning: {working}: another command that is still alive runs this grid.\n")
     except (OSError, ValueError) as error:
         parser.exit(2, f"benchmarks.learning: {error}\n")
-    processes = Processes(working, args.processes, args.every)
+    processes = Processes(working, args.processes, args.every, args.agents)
     print(f"{grid.name}: {len(cells)} runs, {args.processes} at a time", flush=True)
     with lock, ExitStack() as stack:
         for signum in (signal.SIGINT, signal.SIGTERM):

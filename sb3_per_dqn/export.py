@@ -127,13 +127,13 @@ def _environment_settings(
         packages=tuple(dict.fromkeys([*given.gym_packages, *packages])),
         kwargs=given.env_kwargs or hyperparams.get("env_kwargs") or {},
         evaluation_kwargs=given.eval_env_kwargs,
-        wrappers=_wrappers(hyperparams.get("env_wrapper")),
-        vec_wrappers=_wrappers(hyperparams.get("vec_env_wrapper")),
+        wrappers=wrappers_of(hyperparams.get("env_wrapper")),
+        vec_wrappers=wrappers_of(hyperparams.get("vec_env_wrapper")),
         frame_stack=hyperparams.get("frame_stack"),
     )
 
 
-def _wrappers(given: Any) -> tuple[Wrapper, ...]:
+def wrappers_of(given: Any) -> tuple[Wrapper, ...]:
     """
     :param given: as in the zoo's YAML: a wrapper or a list of them
     :return: their names and arguments

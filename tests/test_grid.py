@@ -16,6 +16,8 @@ import pytest
 import yaml
 from filelock import FileLock
 from stable_baselines3 import DQN
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks import rows
 from benchmarks.aggregate import interquartile_mean, interval
@@ -25,6 +27,8 @@ from benchmarks.curves import main as curves
 from benchmarks.grid import GRIDS, ROOT, read_grid
 from benchmarks.learning import main as learning
 from sb3_per_dqn import PerDoubleDQN
+from sb3_per_dqn.sharing import load_model
+from sb3_per_dqn.watch import watch_model
 from sb3_per_dqn.zoo.evaluation import MAX_STEPS
 
 HYPERPARAMETERS: dict[str, Any] = {
@@ -58,7 +62,8 @@ def write_grid(folder: Path, **changes: Any) -> str:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a grid that ran through, but for a run that failed: its folder."""
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "status").write_text(str(learning([write_grid(folder), "-o", str(folder), "--every", EVERY])))
+    arguments = [write_grid(folder), "-o", str(folder), "--every", EVERY, "--agents", str(folder / "agents")]
+    (folder / "status").write_text(str(learning(arguments)))
     return folder
 
 
@@ -78,6 +83,16 @@ def test_a_row_says_what_the_run_was(whole: Path) -> None:
     assert row["games"] > 100
     assert row["settings"]["hyperparameters"] == {k: v for k, v in HYPERPARAMETERS.items() if k != "n_timesteps"}
     assert row["versions"].keys() >= {"torch", "stable-baselines3", "sb3-per-dqn"}
+
+
+def test_the_trained_agent_is_kept(whole: Path) -> None:
+    (agent,) = (whole / "agents").iterdir()  # and none of the run that failed
+    kept = load_model(agent, make_vec_env("CartPole-v1"), buffer_size=1)
+    assert kept.num_timesteps == 3_000
+    again = make_vec_env("CartPole-v1", seed=10_000)  # as the run scored it
+    returns, _ = evaluate_policy(kept, again, 2, return_episode_rewards=True)
+    assert f"{np.mean(returns):.2f} +/- {np.std(returns):.2f}" in (agent / "README.md").read_text()
+    assert "mean: " in watch_model([str(agent), "--games", "1", "--no-render"])
 
 
 def test_an_interrupted_grid_goes_on_with_the_same_rows(whole: Path, tmp_path: Path) -> None:
