@@ -6,5 +6,6 @@ except ModuleNotFoundError as error:
     raise ImportError(f"sb3_per_dqn.cluster needs {error.name}: pip install 'sb3-per-dqn[ray]'") from error
 
 from sb3_per_dqn.cluster.ray_vec_env import RayVecEnv
+from sb3_per_dqn.cluster.remote_actors import RemoteActors
 
-__all__ = ["RayVecEnv"]
+__all__ = ["RayVecEnv", "RemoteActors"]
