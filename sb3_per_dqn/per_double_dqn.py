@@ -178,6 +178,16 @@ class PerDoubleDQN(PersistentDQN):
                 "(number, 'episode')."
             )
 
+    def check_episodes(self, n_envs: int) -> None:
+        """
+        :param n_envs: number of environments that the model is to be trained in
+        :raises ValueError: if ``train_freq`` counts episodes, and they are several
+        """
+        assert isinstance(self.train_freq, TrainFreq)
+        if self.train_freq.unit == TrainFrequencyUnit.EPISODE and n_envs > 1:
+            given = (self.train_freq.frequency, "episode")
+            raise ValueError(f"train_freq={given} is for one environment, and there are {n_envs}: count steps.")
+
     def _choose_replay_buffer(self) -> None:
         if self.prioritized_replay and self.replay_buffer_class is None:
             self.replay_buffer_class = PrioritizedReplayBuffer
@@ -227,6 +237,7 @@ class PerDoubleDQN(PersistentDQN):
                 "replay_buffer_class=DeviceReplayBuffer does not know VecNormalize, whose statistics are on the host: "
                 "leave the class out, or VecNormalize."
             )
+        self.check_episodes(self.n_envs)
         restarts = getattr(self.env, "restarts", 0)
         if restarts and not isinstance(buffer, PrioritizedReplayBuffer):
             raise ValueError(
