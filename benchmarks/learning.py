@@ -7,6 +7,8 @@ makes the runs of ``benchmarks/grids/minatar_300k.yml`` that are not in ``benchm
 Ctrl-C or SIGTERM ends it in good order, and the same command goes on. Runs of PerDoubleDQN go on from a checkpoint, bit
 for bit; those of SB3's DQN and of QRDQN, and of environments whose state cannot be read (LunarLander), begin anew.
 A run that fails does so alone.
+
+With ``--ray-address`` the runs are tasks of a Ray cluster (``local`` begins one on this machine).
 """
 
 import argparse
@@ -16,82 +18,24 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from multiprocessing import connection, get_context
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from benchmarks.cell import LOG, ROW, run_cell, try_out
+from benchmarks.cell import LOG, ROW, try_out
 from benchmarks.grid import Cell, Grid, read_grid
+from benchmarks.processes import Processes
+from benchmarks.ray_tasks import RayTasks
 from benchmarks.rows import RESULTS, Row, add_row, key_of, read_rows
 from sb3_per_dqn.checkpoint.run import EVERY
 
 
-class Processes:
-    """
-    Runs cells, each in a process of its own.
-
-    :param working: folder for the cells' own
-    :param at_most: processes at a time
-    :param every: environment steps from one checkpoint to the next
-    :param agents: folder for the trained agents of PerDoubleDQN, each in a small model folder; ``None`` keeps none
-    """
-
-    def __init__(self, working: Path, at_most: int, every: int, agents: Path | None) -> None:
-        self.working, self.at_most, self.every, self.agents = working, at_most, every, agents
-        self.running: list[tuple[Cell, SpawnProcess]] = []
-        self.signum = 0
-
-    def run(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, int]]:
-        """
-        :param cells: to run in this order
-        :return: each when it has ended, and its exit status
-        """
-        waiting = list(cells)
-        try:
-            while self.running or (waiting and not self.signum):
-                while waiting and len(self.running) < self.at_most and not self.signum:
-                    self._start(waiting.pop(0))
-                connection.wait([process.sentinel for _, process in self.running], timeout=1)
-                for cell, process in [each for each in self.running if not each[1].is_alive()]:
-                    self.running.remove((cell, process))
-                    yield cell, process.exitcode or 0
-        finally:  # none are left but when the results cannot be written
-            self._terminate()
-
-    def _start(self, cell: Cell) -> None:
-        agent = self.agents and self.agents / cell.folder_name
-        process = get_context("spawn").Process(
-            target=run_cell, args=(cell, self.working / cell.folder_name, self.every, agent)
-        )
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, until it has a session of its own
-        process.start()
-        signal.signal(signal.SIGINT, before)
-        self.running.append((cell, process))
-
-    def stop(self, signum: int, frame: FrameType | None) -> None:
-        """
-        Hand a signal on; once more, and the runs end at once.
-
-        :param signum: which signal came
-        :param frame: where
-        """
-        self.signum = signum
-        self._terminate()
-
-    def _terminate(self) -> None:
-        for _, process in self.running:
-            process.terminate()
-
-
-def run_cells(cells: Sequence[Cell], processes: Processes, results: Path) -> int:
+def run_cells(cells: Sequence[Cell], processes: Processes | RayTasks, results: Path) -> int:
     """
     :param cells: to run
-    :param processes: to run them
+    :param processes: to run them, on this machine or on a cluster
     :param results: the tidy file
     :return: exit status: 0, 1 if a run failed, or 128 and the signal that came
     """
@@ -174,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=EVERY, help="steps from checkpoint to checkpoint")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--agents", type=Path, help="folder in which to keep the trained agents of PerDoubleDQN")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="run on this Ray cluster: auto, local or HOST:PORT")
     args = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the runs and their emulators
     try:
@@ -187,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f"benchmarks.learning: {working}: another command that is still alive runs this grid.\n")
     except (OSError, ValueError) as error:
         parser.exit(2, f"benchmarks.learning: {error}\n")
-    processes = Processes(working, args.processes, args.every, args.agents)
+    given = working, args.processes, args.every, args.agents
+    processes = Processes(*given) if args.ray_address is None else RayTasks(*given, address=args.ray_address)
     print(f"{grid.name}: {len(cells)} runs, {args.processes} at a time", flush=True)
     with lock, ExitStack() as stack:
         for signum in (signal.SIGINT, signal.SIGTERM):

@@ -113,13 +113,17 @@ def with_defaults(command: str, arguments: list[str]) -> list[str]:
     parser.add_argument("-o", "--output-folder")
     given, _ = parser.parse_known_args(arguments)
 
+    from sb3_per_dqn.checks import check_writable
+
     logs = given.log_folder
     defaults = ["--algo", given.algo, "--env", given.env, "-f", logs]
     is_atari = _is_atari(given.algo, given.env, given.gym_packages)
     if command == "train":
         defaults += ["-tb", os.path.join(logs, "tensorboard")]
         defaults += ["--vec-env", "subproc", "-P"] if is_atari else []
-    elif is_atari and given.algo == "per_ddqn":
+    elif given.output_folder:
+        check_writable(given.output_folder, "-o")
+    if command != "train" and is_atari and given.algo == "per_ddqn":
         defaults += ["--deterministic"]  # our evaluation mode brings its own random actions
     if command == "record_training":
         # Not among a run's videos, its own default, as it deletes what is there. Its ffmpeg wants an absolute path

@@ -180,6 +180,16 @@ class PerDoubleDQN(PersistentDQN):
                 "(number, 'episode')."
             )
 
+    def check_episodes(self, n_envs: int) -> None:
+        """
+        :param n_envs: number of environments that the model is to be trained in
+        :raises ValueError: if ``train_freq`` counts episodes, and they are several
+        """
+        assert isinstance(self.train_freq, TrainFreq)
+        if self.train_freq.unit == TrainFrequencyUnit.EPISODE and n_envs > 1:
+            given = (self.train_freq.frequency, "episode")
+            raise ValueError(f"train_freq={given} is for one environment, and there are {n_envs}: count steps.")
+
     def _choose_replay_buffer(self) -> None:
         if self.prioritized_replay and self.replay_buffer_class is None:
             self.replay_buffer_class = PrioritizedReplayBuffer
@@ -230,6 +240,7 @@ class PerDoubleDQN(PersistentDQN):
                 "leave the class out, or VecNormalize."
             )
         self._check_acting()
+        self.check_episodes(self.n_envs)
         restarts = 0 if self._acting is not None else getattr(self.env, "restarts", 0)
         if restarts and not isinstance(buffer, PrioritizedReplayBuffer):
             raise ValueError(

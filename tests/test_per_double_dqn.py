@@ -829,6 +829,12 @@ def test_actions_that_do_not_start_at_zero_are_refused() -> None:
         make(walks(env=lambda: RandomWalk(first_action=1)))
 
 
+def test_episodes_of_several_environments_are_refused() -> None:
+    model = PerDoubleDQN("MlpPolicy", make_vec_env("CartPole-v1", 2), train_freq=(1, "episode"))
+    with pytest.raises(ValueError, match=r"^train_freq=\(1, 'episode'\) is for one environment, and there are 2"):
+        model.learn(100)
+
+
 def test_a_buffer_smaller_than_a_batch_is_refused_when_training_starts() -> None:
     env = walks(2)
     model = make(env, buffer_size=15)

@@ -472,6 +472,11 @@ class TestBadInput:
             (["train", "--env", "BreakoutNoFramskip-v4"], ["--env", "BreakoutNoFramskip-v4", BREAKOUT]),
             (["enjoy", "--env=CartPole-v11"], ["CartPole-v11", "CartPole-v1"]),
             (["record_video", "--env", "CartPoll-v1"], ["CartPoll-v1", "CartPole-v1"]),
+            (["record_video", "--env", "CartPole-v1", "-o", "/dev/null/x"], ["'/dev/null/x'", "-o"]),
+            (
+                ["train", "--env", "CartPole-v1", "-params", "n_envs:2", "train_freq:(1,'episode')"],
+                ["train_freq=(1, 'episode')", "2", "count steps"],
+            ),
             (["train", "--env", "Pendulum-v1"], ["Discrete", "Box"]),
             (["train", "--env", "CartPole-v1", "-params", "prioritized_replay_alpha:1.5"], ["alpha", "1.5"]),
             (["train", "--env", "CartPole-v1", "-params", "prioritized_replay_beta:[[0,2]]"], ["beta", "2"]),

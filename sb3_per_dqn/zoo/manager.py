@@ -129,6 +129,7 @@ class RunManager(HyperparameterManager):
                 model = ALGOS[self.algo](env=env, seed=self.seed, device=self.device, **arguments)
                 model._setup_learn(self.n_timesteps)
                 if isinstance(model, PerDoubleDQN):
+                    model.check_episodes(self.n_envs)
                     warn_of_early_joints(model, self.n_timesteps)
 
     def create_callbacks(self) -> None:
