@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import (
     GymEnv,
@@ -28,6 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
+from sb3_per_dqn.acting import ActingVecEnv
 from sb3_per_dqn.cuda_graph import RecordedStep
 from sb3_per_dqn.overlap import OverlappedVecEnv
 from sb3_per_dqn.persistence import PersistentDQN
@@ -237,8 +239,9 @@ class PerDoubleDQN(PersistentDQN):
                 "replay_buffer_class=DeviceReplayBuffer does not know VecNormalize, whose statistics are on the host: "
                 "leave the class out, or VecNormalize."
             )
+        self._check_acting()
         self.check_episodes(self.n_envs)
-        restarts = getattr(self.env, "restarts", 0)
+        restarts = 0 if self._acting is not None else getattr(self.env, "restarts", 0)
         if restarts and not isinstance(buffer, PrioritizedReplayBuffer):
             raise ValueError(
                 f"restarts={restarts}: {type(buffer).__name__} cannot leave out the step at which a worker was lost: "
@@ -251,6 +254,43 @@ class PerDoubleDQN(PersistentDQN):
             if reset_num_timesteps or self._last_obs is None:  # SB3 resets the environments
                 buffer.end_segments()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    @property
+    def _acting(self) -> ActingVecEnv | None:
+        """The environments, if these choose their actions themselves."""
+        games = None if self.env is None else self.env.unwrapped
+        return games if isinstance(games, ActingVecEnv) else None
+
+    def _check_acting(self) -> None:
+        games = self._acting
+        if games is None:
+            return
+        name, buffer = type(games).__name__, self.replay_buffer
+        if self.env is not games:
+            raise ValueError(
+                f"{type(self.env).__name__} around {name}, whose actors would not see it: wrap what is in the actors "
+                "(env_fn, vec_env_wrapper)."
+            )
+        if isinstance(buffer, HerReplayBuffer):
+            raise ValueError(f"replay_buffer_class=HerReplayBuffer asks environments for rewards: not with {name}.")
+        if isinstance(buffer, PrioritizedReplayBuffer):
+            return
+        if self.n_steps > 1 or self.optimize_memory_usage:
+            raise ValueError(
+                f"{type(buffer).__name__} does not notice where the streams of {name} break off: pass n_steps=1 and "
+                "optimize_memory_usage=False, or prioritized_replay=True."
+            )
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        games = self._acting
+        if games is None:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        self._last_obs, actions, broken = games.acted(self)  # type: ignore[assignment]  # a tuple is no space of DQN's
+        if isinstance(self.replay_buffer, PrioritizedReplayBuffer) and broken.any():
+            self.replay_buffer.end_segments(broken)
+        return actions, actions
 
     def collect_rollouts(
         self,
@@ -495,6 +535,9 @@ class PerDoubleDQN(PersistentDQN):
         if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
             for name, value in self.replay_buffer.statistics().items():
                 self.logger.record(f"replay/{name}", value)
+        if self._acting is not None:
+            for name, value in self._acting.statistics().items():
+                self.logger.record(f"actors/{name}", value)
         super().dump_logs()
 
     def predict(

@@ -141,9 +141,7 @@ class WorkerVecEnv(SubprocVecEnv):
         self.processes[worker].join()
         self.remotes[worker].close()
         self._report(worker).unlink(missing_ok=True)
-        given = self._first_seeds[worker]
-        # another seed than at the start, or the first episodes would be played again
-        seed = None if given is None else int(np.random.SeedSequence([given, self.restarted]).generate_state(1)[0])
+        seed = replacement_seed(self._first_seeds[worker], self.restarted)
         replacement = partial(_make_replacement, self._env_fns[worker], self._report(worker), seed)
         try:
             alone = SubprocVecEnv([replacement], self._start_method)
@@ -241,15 +239,15 @@ class WorkerVecEnv(SubprocVecEnv):
 
 class ReportingEnv(StatefulEnv):
     """
-    Writes down what its environment raises, for the parent.
+    Reports what its environment raises, for the parent.
 
     :param env: an environment
-    :param report: file to write
+    :param report: called with the traceback
     """
 
-    def __init__(self, env: gym.Env[Any, Any], report: Path) -> None:
+    def __init__(self, env: gym.Env[Any, Any], report: Callable[[str], Any]) -> None:
         super().__init__(env)
-        self._report_file = str(report)
+        self._report = report
 
     def step(self, action: Any) -> Any:
         """
@@ -272,22 +270,21 @@ class ReportingEnv(StatefulEnv):
         try:
             yield
         except BaseException:
-            Path(self._report_file).write_text(traceback.format_exc())
+            self._report(traceback.format_exc())
             raise
 
 
-class ReplacementEnv(ReportingEnv):
+class ReplacementEnv(gym.Wrapper[Any, Any, Any, Any]):
     """
     An environment in the place of one that is gone in the middle of a step: its answer to that step is a first
     observation, marked ``LOST_STEP``, and the ``reset`` that follows gives the same one.
 
     :param env: an environment, not yet reset
-    :param report: file to write
     :param seed: of the first reset
     """
 
-    def __init__(self, env: gym.Env[Any, Any], report: Path, seed: int | None) -> None:
-        super().__init__(env, report)
+    def __init__(self, env: gym.Env[Any, Any], seed: int | None) -> None:
+        super().__init__(env)
         self._seed = seed
         self._is_new = True
         self._first: Any = None
@@ -321,18 +318,31 @@ def _make_for_worker(env_fn: Callable[[], gym.Env[Any, Any]], report: Path) -> g
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
     try:
-        return ReportingEnv(env_fn(), report)
+        return ReportingEnv(env_fn(), report.write_text)
     except BaseException:
         report.write_text(traceback.format_exc())
         raise
 
 
 def _make_replacement(env_fn: Callable[[], gym.Env[Any, Any]], report: Path, seed: int | None) -> gym.Env[Any, Any]:
+    monitors_go_on()
+    return ReplacementEnv(_make_for_worker(env_fn, report), seed)
+
+
+def replacement_seed(given: int | None, restarted: int) -> int | None:
+    """
+    :param given: seed of the environment that is gone
+    :param restarted: how many were replaced so far, with this one
+    :return: another seed than at the start, or the first episodes would be played again
+    """
+    return None if given is None else int(np.random.SeedSequence([given, restarted]).generate_state(1)[0])
+
+
+def monitors_go_on() -> None:
+    """In this process alone, whose environments must not overwrite the files of those that are gone."""
     plain = Monitor.__init__
 
     def going_on(self: Monitor, *args: Any, **kwargs: Any) -> None:
         plain(self, *args, **{**kwargs, "override_existing": False})
 
-    # in this process alone, whose only environment must not overwrite the file of the one that is gone
     Monitor.__init__ = going_on  # type: ignore[method-assign]
-    return ReplacementEnv(_make_for_worker(env_fn, report), report, seed)

@@ -143,7 +143,7 @@ def test_the_page_lists_what_a_run_logs(tmp_path: Path, monkeypatch: pytest.Monk
     with (tmp_path / "per_ddqn" / "Goal-v0_1" / "progress.csv").open(newline="") as file:
         logged = next(csv.reader(file))
     rows = re.findall(r"^\| (`\w+/\w+`(?:, `\w+/\w+`)*) \|", (ROOT / "docs" / "logged.md").read_text(), re.MULTILINE)
-    listed = re.findall(r"\w+/\w+", " ".join(rows))
+    listed = [name for name in re.findall(r"\w+/\w+", " ".join(rows)) if not name.startswith("actors/")]
     assert sorted(listed) == sorted(logged)
 
 

@@ -16,7 +16,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sb3_per_dqn"
 # What the extras bring (and rl-zoo3 and SB3's own extra bring with them)
-EXTRAS = ["ale_py", "cv2", "lz4", "minatar", "moviepy", "optuna", "pygame", "rl_zoo3", "sb3_contrib", "tensorboard"]
+EXTRAS = [
+    "ale_py",
+    "cv2",
+    "lz4",
+    "minatar",
+    "moviepy",
+    "optuna",
+    "pygame",
+    "ray",
+    "rl_zoo3",
+    "sb3_contrib",
+    "tensorboard",
+]
 
 
 def build(tree: Path, target: str, folder: Path) -> Path:
@@ -98,6 +110,7 @@ assert model._n_updates
         ),
         ("rl_zoo3", "from sb3_per_dqn.__main__ import main; main()", "needs rl_zoo3: pip install .*\\[zoo\\]"),
         ("optuna", "from sb3_per_dqn.__main__ import main; main()", "needs optuna: pip install .*\\[zoo\\]"),
+        ("ray", "import sb3_per_dqn.cluster", "sb3_per_dqn.cluster needs ray: pip install .*\\[ray\\]"),
     ],
 )
 def test_a_missing_extra_is_named(missing: str, program: str, message: str) -> None:
@@ -106,12 +119,10 @@ def test_a_missing_extra_is_named(missing: str, program: str, message: str) -> N
     assert re.search(message, run.stderr.strip().splitlines()[-1])
 
 
-def test_what_is_imported_is_declared() -> None:
-    """By name in pyproject.toml, but for what SB3 itself needs and declares."""
-    trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
-    names = {
+def imported_by(path: Path) -> set[str]:
+    return {
         name.split(".")[0]
-        for node in (node for tree in trees for node in ast.walk(tree))
+        for node in ast.walk(ast.parse(path.read_text()))
         for name in (
             [alias.name for alias in node.names]
             if isinstance(node, ast.Import)
@@ -120,6 +131,18 @@ def test_what_is_imported_is_declared() -> None:
             else []
         )
     }
+
+
+def test_ray_is_imported_by_what_is_for_clusters_alone() -> None:
+    importing = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if "ray" in imported_by(path)}
+    assert importing == {"cluster"}
+    outside = [path for path in PACKAGE.rglob("*.py") if "cluster" not in path.parts]
+    assert not [path for path in outside if "sb3_per_dqn.cluster" in path.read_text()]
+
+
+def test_what_is_imported_is_declared() -> None:
+    """By name in pyproject.toml, but for what SB3 itself needs and declares."""
+    names = set().union(*map(imported_by, PACKAGE.rglob("*.py")))
     third_party = names - sys.stdlib_module_names - {"sb3_per_dqn"}
     assert {"torch", "rl_zoo3", "ale_py"} <= third_party
     declared = {

@@ -874,3 +874,62 @@ def test_a_refused_step_leaves_no_trace(position: int, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r".+"):
         buffer.add(*step)
     assert pickle.dumps(buffer) == before
+
+
+def line(buffer_class: type[PrioritizedReplayBuffer], n_steps: int) -> PrioritizedReplayBuffer:
+    return buffer_class(40, PAIR_SPACE, spaces.Discrete(2), "cpu", n_envs=2, n_steps=n_steps, alpha=0.5, eps=0.25)
+
+
+def add_line(buffer: PrioritizedReplayBuffer, steps: range, errors: Any = None) -> None:
+    """Two environments that go on for ever; ``errors`` of each step and environment, where one is known."""
+    for step in steps:
+        obs = np.array([[0, step], [1, step]], dtype=np.float32)
+        infos = [{} if errors is None else {"td_error": errors[step, env]} for env in range(2)]
+        buffer.add(obs, obs + np.array([0, 1]), np.zeros(2, int), np.zeros(2), np.zeros(2, bool), infos)
+
+
+def priorities_of(buffer: Any) -> Any:
+    values = buffer._priorities.values
+    return np.asarray(values, dtype=np.float64).reshape(-1, 2)
+
+
+@pytest.mark.parametrize("buffer_class", [PrioritizedReplayBuffer, DeviceReplayBuffer])
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_a_known_td_error_is_the_priority_of_a_new_transition(buffer_class: Any, n_steps: int) -> None:
+    buffer = line(buffer_class, n_steps)
+    errors = np.random.default_rng(0).normal(size=(70, 2))
+    errors[[5, 60, 65], [0, 1, 1]] = np.nan, np.inf, np.nan  # as if it were not known
+    add_line(buffer, range(70), errors)
+    expected = (np.abs(errors) + 0.25) ** 0.5
+    expected[~np.isfinite(expected)] = 1.0  # nothing was learned from yet
+    newest = 70 - (n_steps - 1)
+    for step in range(70 - 20, newest):
+        np.testing.assert_allclose(priorities_of(buffer)[step % 20], expected[step])
+    assert not priorities_of(buffer)[[step % 20 for step in range(newest, 70)]].any()
+    buffer.end_segments(np.array([False, True]))  # of one environment alone
+    for step in range(newest, 70):
+        np.testing.assert_allclose(priorities_of(buffer)[step % 20], [0, expected[step, 1]])
+
+
+def test_a_segment_ends_where_it_is_said_to() -> None:
+    buffer = line(PrioritizedReplayBuffer, 3)
+    add_line(buffer, range(2))
+    buffer.end_segments(np.array([True, False]))
+    add_line(buffer, range(2, 6))  # as observations alone have it, everything goes on
+    drawn = buffer._get_samples(np.flatnonzero(buffer._priorities.values))
+    ends = dict(zip(map(tuple, drawn.observations.tolist()), drawn.next_observations[:, 1].tolist(), strict=True))
+    assert [ends[0, step] for step in range(4)] == [2, 2, 5, 6]
+    assert [ends[1, step] for step in range(4)] == [3, 4, 5, 6]
+
+
+def test_a_buffer_pickled_without_td_errors_goes_on() -> None:
+    buffer = line(PrioritizedReplayBuffer, 1)
+    add_line(buffer, range(3))
+    state = buffer.__dict__.copy()
+    del state["_initial_errors"]
+    older = PrioritizedReplayBuffer.__new__(PrioritizedReplayBuffer)
+    older.__setstate__(state)
+    add_line(older, range(3, 5), np.full((5, 2), 0.75))
+    np.testing.assert_allclose(priorities_of(older)[:5], 1.0)
+    add_line(older, range(5, 6), np.full((6, 2), 8.75))
+    np.testing.assert_allclose(priorities_of(older)[5], 3.0)

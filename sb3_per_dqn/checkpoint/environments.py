@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_per_dqn.acting import ActingVecEnv
 from sb3_per_dqn.checkpoint.state import CONSTANT_NAMES, StateError, Tree, captured, restored
 
 
@@ -85,6 +86,8 @@ def why_not(env: VecEnv) -> str:
     """
     try:
         layers, games = layers_of(env)
+        if isinstance(games, ActingVecEnv):
+            return "their actors go on meanwhile"
         for layer in layers:
             _captured_layer(layer)
         if isinstance(games, DummyVecEnv):

@@ -144,7 +144,8 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
         self._learned_priorities[self._on_device(slots)] = 0.0
 
     def _set_priorities(self, slots: IntArray, priorities: Any) -> None:
-        self._priorities[self._on_device(slots)] = priorities
+        numbers = self._on_device(priorities) if isinstance(priorities, np.ndarray) else priorities
+        self._priorities[self._on_device(slots)] = numbers
 
     def _enter(self, slots: IntArray) -> None:
         layouts = [[] if layout is None else [layout.axis, layout.depth] for layout in self._frame_layouts]

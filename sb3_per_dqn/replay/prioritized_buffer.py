@@ -21,6 +21,7 @@ from sb3_per_dqn.replay.sum_tree import MaxTree, MinTree, SumTree
 IntArray = npt.NDArray[np.int64]
 
 LOST_STEP = "lost_step"  # key of an info: nobody knows what this step of the environment did
+TD_ERROR = "td_error"  # key of an info: TD error of the n-step window that begins with this step
 TREES_NBYTES = 25  # of a transition: the leaves of three trees, and what stands above them
 TINY = float(np.finfo(np.float32).tiny)  # no weight may vanish when it is rounded to float32
 
@@ -50,7 +51,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     A slot is ``row * n_envs + env``, one tree spans all environments, and a slot can be drawn exactly when its priority
     is above zero. A new transition enters with the largest priority among those stored that were learned from
     (1 while none was), so that it is drawn soon; the paper's maximum over all history would never fall again and
-    would starve the rest once errors are small.
+    would starve the rest once errors are small. Where its info has a TD error (``TD_ERROR``), it enters with that.
 
     Storage is allocated at the first ``add``: a model that is loaded to be watched costs no replay memory.
 
@@ -204,7 +205,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         return observations + self._slot_nbytes * self.n_envs * max(last - self._rows_there, 0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({"_initial_errors": None, **state})  # older buffers have none
         self._is_loaded = self._steps > 0 and not self.compress_frames
 
     def reset(self) -> None:
@@ -218,6 +219,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._steps = 0  # rows added since
         self._open = np.zeros(self.n_envs, dtype=bool)  # whether the next observation may follow the last one
         self._waiting = np.zeros(self.n_envs, dtype=np.int64)  # newest rows whose n-step windows are not complete
+        self._initial_errors: npt.NDArray[np.float64] | None = None  # of the last n steps, NaN where none is known
         self._last_max_priority = 1.0  # for when nothing stored was learned from
         self._draws = DrawStatistics()
 
@@ -245,7 +247,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         :param reward: rewards, shape (n_envs,)
         :param done: whether the episode ended, shape (n_envs,)
         :param infos: one dict per environment; ``TimeLimit.truncated`` tells a time limit from an end, and
-            ``LOST_STEP`` a step of which nothing is known: it is never drawn, and the segment ends before it
+            ``LOST_STEP`` a step of which nothing is known: it is never drawn, and the segment ends before it;
+            ``TD_ERROR`` gives the priority with which a transition enters (one that is not finite is left out)
         :raises ValueError: if the observations do not fit the space, the memory or ``single_frames``; nothing is stored
         """
         # All of it is looked at before anything is written
@@ -275,6 +278,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self.dones[row] = done
         self.timeouts[row] = timeouts
         self._open = ~done
+        self._note_errors(infos)
         self._steps += 1
         self.pos = self._steps % self.buffer_size
         self.full = self._steps >= self.buffer_size
@@ -287,6 +291,14 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         else:
             self._enter(new)
         self._clear_learned(new)
+
+    def _note_errors(self, infos: list[dict[str, Any]]) -> None:
+        errors = np.array([info.get(TD_ERROR, math.nan) for info in infos], dtype=np.float64)
+        if self._initial_errors is None:
+            if np.isnan(errors).all():
+                return
+            self._initial_errors = np.full((self.n_steps, self.n_envs), math.nan)
+        self._initial_errors[self._steps % self.n_steps] = errors
 
     @property
     def layouts(self) -> Any:
@@ -316,13 +328,16 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._smallest_priority = MinTree(self.capacity)
         self._learned_priorities = MaxTree(self.capacity)  # p_i^alpha, 0 where nothing was learned from the transition
 
-    def end_segments(self) -> None:
+    def end_segments(self, where: npt.NDArray[np.bool_] | None = None) -> None:
         """
-        Say that what comes next does not follow the last step of any environment. Observations alone may not show it:
+        Say that what comes next does not follow the last step of an environment. Observations alone may not show it:
         the first one of an episode may be the same as the last one of the segment that broke off.
+
+        :param where: of which environments, shape (n_envs,); ``None`` for all
         """
-        self._break_off(self._open)
-        self._open = np.zeros(self.n_envs, dtype=bool)
+        broken = self._open if where is None else self._open & where
+        self._break_off(broken)
+        self._open = self._open & ~broken
 
     def _break_off(self, broken: npt.NDArray[np.bool_]) -> None:
         """
@@ -351,6 +366,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def _enter(self, slots: IntArray) -> None:
         self._last_max_priority = self.max_priority
         self._set_priorities(slots, self._last_max_priority)
+        if self._initial_errors is not None:
+            steps, envs = np.divmod(self._serial_numbers(slots), self.n_envs)
+            errors = np.abs(self._initial_errors[steps % self.n_steps, envs])
+            known = np.isfinite(errors)
+            self._set_priorities(slots[known], (errors[known] + self.eps) ** self.alpha)
 
     def sample(  # type: ignore[override]
         self, batch_size: int, env: VecNormalize | None = None, beta: float = 1.0
