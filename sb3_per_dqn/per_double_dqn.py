@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
-from sb3_per_dqn.acting import ActingVecEnv
+from sb3_per_dqn.acting import ActingVecEnv, check_acting
 from sb3_per_dqn.cuda_graph import RecordedStep
 from sb3_per_dqn.overlap import OverlappedVecEnv
 from sb3_per_dqn.persistence import PersistentDQN
@@ -239,7 +239,8 @@ class PerDoubleDQN(PersistentDQN):
                 "replay_buffer_class=DeviceReplayBuffer does not know VecNormalize, whose statistics are on the host: "
                 "leave the class out, or VecNormalize."
             )
-        self._check_acting()
+        if self._acting is not None:
+            check_acting(self)
         self.check_episodes(self.n_envs)
         restarts = 0 if self._acting is not None else getattr(self.env, "restarts", 0)
         if restarts and not isinstance(buffer, PrioritizedReplayBuffer):
@@ -260,26 +261,6 @@ class PerDoubleDQN(PersistentDQN):
         """The environments, if these choose their actions themselves."""
         games = None if self.env is None else self.env.unwrapped
         return games if isinstance(games, ActingVecEnv) else None
-
-    def _check_acting(self) -> None:
-        games = self._acting
-        if games is None:
-            return
-        name, buffer = type(games).__name__, self.replay_buffer
-        if self.env is not games:
-            raise ValueError(
-                f"{type(self.env).__name__} around {name}, whose actors would not see it: wrap what is in the actors "
-                "(env_fn, vec_env_wrapper)."
-            )
-        if isinstance(buffer, HerReplayBuffer):
-            raise ValueError(f"replay_buffer_class=HerReplayBuffer asks environments for rewards: not with {name}.")
-        if isinstance(buffer, PrioritizedReplayBuffer):
-            return
-        if self.n_steps > 1 or self.optimize_memory_usage:
-            raise ValueError(
-                f"{type(buffer).__name__} does not notice where the streams of {name} break off: pass n_steps=1 and "
-                "optimize_memory_usage=False, or prioritized_replay=True."
-            )
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
