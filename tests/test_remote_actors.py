@@ -24,7 +24,7 @@ from test_ray_vec_env import local_cluster as local_cluster  # a fixture
 
 from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, PrioritizedReplayBuffer
 from sb3_per_dqn.checkpoint import RunCheckpoints
-from sb3_per_dqn.cluster import RemoteActors
+from sb3_per_dqn.cluster import RemoteActors, remote_actors
 from sb3_per_dqn.cluster.acting_actor import Settings, epsilons
 from sb3_per_dqn.cluster.fragment import Version, n_step_td_errors, packed
 from sb3_per_dqn.workers import WorkerError
@@ -365,13 +365,18 @@ def test_an_environment_that_raises(tmp_path: Path) -> None:
 
 
 def test_a_learner_that_was_away_takes_nobody_to_hang(actors: RemoteActors, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr(remote_actors, "monotonic", lambda: now[0])
+
+    def be_away() -> None:
+        ray.wait(list(actors._requests), num_returns=len(actors._requests))
+        actors._notice(list(actors._requests))
+        now[0] += 2 * actors.timeout
+
     model = learner(actors, train_freq=1)
-    model.learn(40)
-    monkeypatch.setattr(actors, "timeout", 5.0)
-    before = actors.restarted
-    model.learn(80, callback=After(10, partial(time.sleep, 6.0), lambda: False), reset_num_timesteps=False)
-    assert model.num_timesteps == 120
-    assert actors.restarted == before == 0
+    model.learn(80, callback=After(10, be_away, lambda: False))
+    assert model.num_timesteps == 80
+    assert actors.restarted == 0
 
 
 def test_an_actor_that_hangs(tmp_path: Path) -> None:
