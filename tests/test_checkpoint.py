@@ -28,8 +28,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, make_atari_vec_env
 from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints, files, run
+from sb3_per_dqn.checkpoint.environments import captured_environments, restore_environments
 from sb3_per_dqn.checkpoint.files import CheckpointFolder
-from sb3_per_dqn.checkpoint.state import captured
+from sb3_per_dqn.checkpoint.state import StateError, captured
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.replay.frame_ring import RawFrames
 from sb3_per_dqn.workers import WorkerVecEnv
@@ -354,6 +355,18 @@ def test_hostile_trees_with_the_right_checksum(written: Path, tmp_path: Path, mo
     assert refused > 75
     assert not (tmp_path / "hacked").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
+@pytest.mark.parametrize("others", [[], ["touch hacked"] * 2])
+def test_no_environment_is_put_away(others: list[Any]) -> None:
+    env = make_vec_env("CartPole-v1", 2)
+    env.reset()
+    tree = captured_environments(env)
+    games = list(env.envs)  # type: ignore[attr-defined]
+    with pytest.raises(StateError, match="there are 2 environments, and the state is of others"):
+        restore_environments(env, {**tree, "games": {**tree["games"], "items": others}})
+    assert env.envs == games  # type: ignore[attr-defined]
+    restore_environments(env, tree)
 
 
 @pytest.mark.parametrize(

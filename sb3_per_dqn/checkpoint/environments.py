@@ -125,9 +125,11 @@ def restore_environments(env: VecEnv, tree: Tree) -> None:
         raise StateError(f"the environments have {len(layers)} wrappers, and the state is of {len(tree['layers'])}")
     env.reset()  # some take on their final form only then
     if isinstance(games, DummyVecEnv):
-        restored(games.envs, tree["games"])
+        same = restored(list(games.envs), tree["games"])  # of a copy, so that none of them can be put away
+        if not isinstance(same, list) or list(map(id, same)) != list(map(id, games.envs)):
+            raise StateError(f"there are {games.num_envs} environments, and the state is of others")
     else:
-        for i, of_game in enumerate(tree["games"]):
+        for i, of_game in zip(range(games.num_envs), tree["games"], strict=True):
             (wrong,) = games.env_method("restore_state", of_game, indices=i)
             if wrong is not None:
                 raise type(wrong)(f"environment {i}: {wrong}")
