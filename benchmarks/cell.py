@@ -78,9 +78,11 @@ def run_cell(cell: Cell, folder: Path, every: int, agent: Path | None = None) ->
         **{"commit": commit, "date": datetime.now(timezone.utc).date().isoformat(), **_machine()},
         "settings": cell.settings,
     }
-    if agent is not None and isinstance(model, PerDoubleDQN):
-        _keep(model, cell, folder, agent)
-    write_whole(folder / ROW, json.dumps(row).encode())
+    try:
+        if agent is not None and isinstance(model, PerDoubleDQN):
+            _keep(model, cell, folder, agent)
+    finally:  # the result of hours, also if the agent cannot be written
+        write_whole(folder / ROW, json.dumps(row).encode())
 
 
 def _keep(model: PerDoubleDQN, cell: Cell, folder: Path, agent: Path) -> None:

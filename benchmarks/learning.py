@@ -133,7 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.exit(2, f"benchmarks.learning: {error}\n")
     given = working, args.processes, args.every, args.agents
-    processes = Processes(*given) if args.ray_address is None else RayTasks(*given, address=args.ray_address)
+    try:
+        processes = Processes(*given) if args.ray_address is None else RayTasks(*given, address=args.ray_address)
+    except ModuleNotFoundError:
+        parser.exit(2, "benchmarks.learning: --ray-address needs Ray: pip install 'sb3-per-dqn[ray]'\n")
+    except (ConnectionError, ValueError) as error:
+        parser.exit(2, f"benchmarks.learning: --ray-address {args.ray_address}: {' '.join(str(error).split())}\n")
     print(f"{grid.name}: {len(cells)} runs, {args.processes} at a time", flush=True)
     with lock, ExitStack() as stack:
         for signum in (signal.SIGINT, signal.SIGTERM):

@@ -933,3 +933,16 @@ def test_a_buffer_pickled_without_td_errors_goes_on() -> None:
     np.testing.assert_allclose(priorities_of(older)[:5], 1.0)
     add_line(older, range(5, 6), np.full((6, 2), 8.75))
     np.testing.assert_allclose(priorities_of(older)[5], 3.0)
+
+
+def test_a_td_error_that_is_no_number_leaves_nothing_behind() -> None:
+    buffer = PrioritizedReplayBuffer(8, spaces.Box(0, 1, (2,)), spaces.Discrete(2))
+    one = np.ones((1, 2), np.float32)
+    given = one, one, np.array([0]), np.array([0.5]), np.array([False])
+    buffer.add(*given, [{}])
+    with pytest.raises(ValueError, match="could not convert"):
+        buffer.add(*given, [{"td_error": "large"}])
+    assert buffer.size() == 1
+    assert buffer.actions[1] == 0
+    buffer.add(*given, [{"td_error": 3.0}])
+    assert buffer._priorities.values[:3].tolist() == [1.0, (3.0 + 1e-6) ** 0.6, 0.0]

@@ -249,7 +249,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         :param infos: one dict per environment; ``TimeLimit.truncated`` tells a time limit from an end, and
             ``LOST_STEP`` a step of which nothing is known: it is never drawn, and the segment ends before it;
             ``TD_ERROR`` gives the priority with which a transition enters (one that is not finite is left out)
-        :raises ValueError: if the observations do not fit the space, the memory or ``single_frames``; nothing is stored
+        :raises ValueError: if the observations do not fit the space, the memory or ``single_frames``, or a TD
+            error is no number; nothing is stored
         """
         # All of it is looked at before anything is written
         action = np.reshape(action, (self.n_envs, self.action_dim)).astype(self._action_dtype)
@@ -261,6 +262,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         if self.handle_timeout_termination:
             timeouts[:] = [info.get("TimeLimit.truncated", False) for info in infos]
         lost = np.array([info.get(LOST_STEP, False) for info in infos])
+        errors = np.array([info.get(TD_ERROR, math.nan) for info in infos], dtype=np.float64)
         done, timeouts = done | lost, timeouts & ~lost
         uses_next = ~done | timeouts
         follows = self._store.prepare(self._steps, obs, next_obs, uses_next) & self._open & ~lost
@@ -278,7 +280,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self.dones[row] = done
         self.timeouts[row] = timeouts
         self._open = ~done
-        self._note_errors(infos)
+        self._note_errors(errors)
         self._steps += 1
         self.pos = self._steps % self.buffer_size
         self.full = self._steps >= self.buffer_size
@@ -292,8 +294,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             self._enter(new)
         self._clear_learned(new)
 
-    def _note_errors(self, infos: list[dict[str, Any]]) -> None:
-        errors = np.array([info.get(TD_ERROR, math.nan) for info in infos], dtype=np.float64)
+    def _note_errors(self, errors: npt.NDArray[np.float64]) -> None:
         if self._initial_errors is None:
             if np.isnan(errors).all():
                 return
