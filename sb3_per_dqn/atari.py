@@ -147,10 +147,12 @@ def make_atari_vec_env(
     """
     check_atari_id(env_id)
     for name, count in (("n_envs", n_envs), ("frame_stack", frame_stack)):
-        if not isinstance(count, (int, np.integer)) or count < 1:
+        if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name}={count!r} must be a whole number, 1 or more.")
-    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
-        raise ValueError(f"seed={seed!r} must be a whole number, 0 or more, or None.")
+    if seed is not None:
+        if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+            raise ValueError(f"seed={seed!r} must be a whole number, 0 or more, or None.")
+        seed = int(seed)  # gymnasium takes no other
     if emulators not in ("processes", "native"):
         raise ValueError(f"emulators={emulators!r} must be 'processes' or 'native'.")
     if monitor_dir is not None:

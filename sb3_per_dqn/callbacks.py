@@ -91,6 +91,7 @@ class InterruptGuard(BaseCallback):
     """
 
     goes_on = False  # the signal was for the other process
+    message = b"\nStopping after this step or evaluation, then saving. Once more stops at once.\n"
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,4 +134,4 @@ class InterruptGuard(BaseCallback):
         if self.checkpoints is not None:
             self.checkpoints.request()
         # not print(): a handler may run while the same buffer is being written to
-        os.write(2, b"\nStopping after this step or evaluation, then saving. Once more stops at once.\n")
+        os.write(2, self.message)

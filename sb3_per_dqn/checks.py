@@ -22,7 +22,7 @@ ZOO_KEYS = {
     *("n_timesteps", "n_envs", "env_wrapper", "vec_env_wrapper", "frame_stack", "normalize", "callback"),
     *("monitor_kwargs", "env_kwargs", "noise_type", "noise_std"),
 }
-OUR_KEYS = {"emulators", "worker_restarts"}
+OUR_KEYS = {"emulators", "ray_actors", "worker_restarts"}
 SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf", "delta_std"}  # of which lin_0.001 falls to 0
 COUNTS = {"n_timesteps": (int, float), "n_envs": (int,), "frame_stack": (int,)}  # !!float 1e7 steps
 
@@ -88,7 +88,7 @@ def check_keys(hyperparams: dict[str, Any], algorithm: type[BaseAlgorithm], leng
     :raises ValueError: for a key that nothing reads, and for one that is missing
     """
     needed = {"policy"} if length_is_given else {"policy", "n_timesteps"}
-    _check(hyperparams, ZOO_KEYS | OUR_KEYS | arguments_of(algorithm), "hyperparameters")
+    check_known(hyperparams, ZOO_KEYS | OUR_KEYS | arguments_of(algorithm), "hyperparameters")
     for name in sorted(needed - hyperparams.keys()):
         raise ValueError(f"hyperparameters: {name} is missing (there are {', '.join(sorted(hyperparams))}).")
     _check_numbers(hyperparams, algorithm)
@@ -149,10 +149,10 @@ def check_kwargs(arguments: dict[str, Any], algorithm: type[BaseAlgorithm]) -> N
     """
     policy = algorithm.policy_aliases.get(arguments["policy"])
     if policy is not None:  # what a class of the user's own reads of its **kwargs, nobody knows
-        _check(arguments.get("policy_kwargs") or {}, arguments_of(policy), "policy_kwargs")
+        check_known(arguments.get("policy_kwargs") or {}, arguments_of(policy), "policy_kwargs")
     buffer = arguments.get("replay_buffer_class") or PrioritizedReplayBuffer
     if buffer.__module__.split(".")[0] in ("sb3_per_dqn", "stable_baselines3"):  # likewise
-        _check(arguments.get("replay_buffer_kwargs") or {}, arguments_of(buffer), "replay_buffer_kwargs")
+        check_known(arguments.get("replay_buffer_kwargs") or {}, arguments_of(buffer), "replay_buffer_kwargs")
 
 
 def arguments_of(kind: type[Any]) -> set[str]:
@@ -180,7 +180,13 @@ def _parameters_of(kind: type[Any]) -> dict[str, inspect.Parameter]:
 _STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _check(given: Iterable[str], known: set[str], what: str) -> None:
+def check_known(given: Iterable[str], known: set[str], what: str) -> None:
+    """
+    :param given: names
+    :param known: those that are read
+    :param what: they belong to
+    :raises ValueError: for one that nothing reads, with the nearest one that is read
+    """
     for name in given:
         if name not in known:
             raise ValueError(f"{what}: nothing reads {name!r}; {_hint(name, known)}")

@@ -25,7 +25,7 @@ from stable_baselines3.common.type_aliases import (
     TrainFreq,
     TrainFrequencyUnit,
 )
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, VecTransposeImage
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
@@ -169,6 +169,10 @@ class PerDoubleDQN(PersistentDQN):
             raise ValueError(f"max_grad_norm={self.max_grad_norm!r} must be a number above 0.")
         if isinstance(self.action_space, spaces.Discrete) and self.action_space.start != 0:
             raise ValueError(f"action_space={self.action_space}: actions must be numbered from 0 on, with start=0.")
+        space = self.observation_space
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        if not all(_starts_at_zero(part) for part in parts.values()):  # SB3's networks see one-hot vectors
+            raise ValueError(f"observation_space={space}: observations must be numbered from 0 on, with start=0.")
 
     def _check_train_freq(self) -> None:
         given: Any = self.train_freq
@@ -239,6 +243,8 @@ class PerDoubleDQN(PersistentDQN):
                 "replay_buffer_class=DeviceReplayBuffer does not know VecNormalize, whose statistics are on the host: "
                 "leave the class out, or VecNormalize."
             )
+        if self._vec_normalize_env is not None:
+            self._check_transposition()
         if self._acting is not None:
             check_acting(self)
         self.check_episodes(self.n_envs)
@@ -255,6 +261,17 @@ class PerDoubleDQN(PersistentDQN):
             if reset_num_timesteps or self._last_obs is None:  # SB3 resets the environments
                 buffer.end_segments()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _check_transposition(self) -> None:
+        # SB3 stores what VecNormalize was given, which must be what the networks see
+        layer: Any = self.env
+        while isinstance(layer, VecEnvWrapper) and not isinstance(layer, VecNormalize):
+            if isinstance(layer, VecTransposeImage) and not layer.skip:
+                raise ValueError(
+                    "VecNormalize inside VecTransposeImage keeps images with channels last, and the networks see them "
+                    "first: VecNormalize(VecTransposeImage(env), ...)."
+                )
+            layer = layer.venv
 
     @property
     def _acting(self) -> ActingVecEnv | None:
@@ -326,19 +343,20 @@ class PerDoubleDQN(PersistentDQN):
         infos: list[dict[str, Any]],
     ) -> None:
         # Here, where it is still known whose it is
-        if not np.isfinite(reward).all():
-            env = int(np.flatnonzero(~np.isfinite(reward))[0])
+        with np.errstate(over="ignore"):
+            kept = np.asarray(reward).astype(np.float32)  # as replay memory keeps it
+        if not np.isfinite(kept).all():
+            env = int(np.flatnonzero(~np.isfinite(kept))[0])
             raise ValueError(
                 f"At step {self.num_timesteps}, the reward of environment {env} is {reward[env]}, which nothing can be "
                 "learned from: mend the environment. Nothing of this step was stored."
             )
-        for part in new_obs.values() if isinstance(new_obs, dict) else (new_obs,):
-            if part.dtype.kind == "f" and np.isnan(part).any():
-                env = int(np.argwhere(np.isnan(part))[0][0])
-                raise ValueError(
-                    f"At step {self.num_timesteps}, an observation of environment {env} is NaN: mend the environment. "
-                    "Nothing of this step was stored."
-                )
+        ended = [env for env in np.flatnonzero(dones).tolist() if _with_nan(infos[env].get("terminal_observation"))]
+        if with_nan := _with_nan(new_obs) + ended:
+            raise ValueError(
+                f"At step {self.num_timesteps}, an observation of environment {with_nan[0]} is NaN: mend the "
+                "environment. Nothing of this step was stored."
+            )
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
@@ -563,3 +581,17 @@ class PerDoubleDQN(PersistentDQN):
         finally:
             self._deferring, self._overlapped = False, None
         return self
+
+
+def _with_nan(observations: Any) -> list[int]:
+    """
+    :param observations: a batch of them, or a dict of batches
+    :return: places of those that hold a NaN
+    """
+    parts = observations.values() if isinstance(observations, dict) else (observations,)
+    floats = [part for part in map(np.atleast_1d, parts) if part.dtype.kind == "f"]
+    return [int(place[0]) for part in floats if np.isnan(part).any() for place in np.argwhere(np.isnan(part))]
+
+
+def _starts_at_zero(space: spaces.Space[Any]) -> bool:
+    return not (isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start))

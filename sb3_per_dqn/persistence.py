@@ -88,7 +88,9 @@ class PersistentDQN(DQN):
             buffer.end_segments()  # what the environments do next does not follow what is stored
         if before is None:
             return
-        names = ("buffer_size", "handle_timeout_termination", "alpha", "eps", "n_steps", "gamma")
+        names = ["buffer_size", "handle_timeout_termination", "alpha", "eps", "n_steps"]
+        if getattr(buffer, "n_steps", 1) > 1:  # or it is the model's that counts
+            names.append("gamma")
         theirs = {name: getattr(buffer, name, None) for name in names if hasattr(before, name)}
         other = [f"{name}={value}" for name, value in theirs.items() if value != getattr(before, name)]
         if type(buffer) is not type(before) or other:

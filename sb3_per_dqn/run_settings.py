@@ -21,10 +21,12 @@ class RunSettings:
     """
     :param every: environment steps from one checkpoint to the next, 0 for none
     :param resume: folder of the run to go on with
+    :param ray_address: of the Ray cluster that it runs on
     """
 
     every: int = EVERY
     resume: Path | None = None
+    ray_address: str | None = None
 
     def save(self, manager: Any) -> None:
         """
@@ -46,6 +48,7 @@ class RunSettings:
         every = 0 if manager.checkpoints is None else self.every  # of SB3's algorithms there are none
         arguments = [*sys.argv[1:], *fixed]  # where the zoo reads them, whoever called it
         run = {"arguments": arguments, "every": every, "folder": str(folder.absolute()), "conf": conf}
+        run["ray_address"] = self.ray_address
         with replacing(folder / RUN_FILE) as beside:
             beside.write_text(json.dumps(run, indent=1))
 
@@ -65,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder, alone")
     parser.add_argument(
         "--checkpoint-every", type=int, metavar="STEPS", help=f"from one checkpoint to the next, 0: none ({EVERY})"
+    )
+    parser.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a Ray cluster, for ray_actors, and for the trials of -optimize"
     )
     return parser
 
@@ -88,10 +94,10 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
         every = EVERY if ours.checkpoint_every is None else ours.checkpoint_every
         if every < 0:
             raise ValueError(f"--checkpoint-every={every} must be a number of steps, or 0 for none.")
-        return RunSettings(every), rest
+        return RunSettings(every, ray_address=ours.ray_address), rest
     if rest or ours.checkpoint_every is not None:
         raise ValueError(f"--resume {ours.resume}: a run goes on with its own arguments; drop the others.")
-    arguments, every, original, conf = _read_run(ours.resume)
+    arguments, every, original, conf, address = _read_run(ours.resume)
     if every < 1:
         raise CheckpointError(
             f"--resume {ours.resume}: the run has no checkpoints (--checkpoint-every 0, or another --algo)."
@@ -101,16 +107,19 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
         arguments = [*arguments, "--conf-file", str(ours.resume / conf)]
     if has_curves and original.exists() and not original.samefile(ours.resume):
         arguments += ["-tb", str(ours.resume / "tensorboard")]  # a copy leaves the original's alone
-    return RunSettings(every, ours.resume), arguments
+    return RunSettings(every, ours.resume, ours.ray_address or address), arguments  # another cluster may go on
 
 
-def _read_run(folder: Path) -> tuple[list[str], int, Path, str | None]:
-    """What ``save()`` wrote: the zoo's arguments, steps between checkpoints, the run's folder, its settings' file."""
+def _read_run(folder: Path) -> tuple[list[str], int, Path, str | None, str | None]:
+    """
+    What ``save()`` wrote: the zoo's arguments, steps between checkpoints, the run's folder, its settings' file, and the
+    address of its cluster.
+    """
     file = folder / RUN_FILE
     try:
         run = json.loads(file.read_text())
         arguments, every, original = run["arguments"], run["every"], Path(run.get("folder", folder))
-        conf = run.get("conf", CONF_FILE)
+        conf, address = run.get("conf", CONF_FILE), run.get("ray_address")
         if not (isinstance(every, int) and all(isinstance(argument, str) for argument in arguments)):
             raise TypeError
         if conf is not None and Path(conf).name != conf:
@@ -119,4 +128,4 @@ def _read_run(folder: Path) -> tuple[list[str], int, Path, str | None]:
         raise CheckpointError(f"--resume {folder}: no run of this package ({error}).") from None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"--resume {folder}: {file} is damaged.") from None
-    return arguments, every, original, conf
+    return arguments, every, original, conf, address

@@ -1,5 +1,6 @@
 """Environments in worker processes that leave signals to the parent, tell their state, and say what ends them."""
 
+import math
 import signal
 import tempfile
 import traceback
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.util import Finalize
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ class WorkerVecEnv(SubprocVecEnv):
     parent's pipes before it can save. Here they go on, and end when the parent closes them or is gone.
 
     With ``restarts``, a worker that ends or hangs during a step is replaced. What that step did is lost: its answer is
-    a first observation, reward 0 and ``truncated``, with ``info["lost_step"]``, by which a
+    a first observation, reward 0 and ``truncated``, with ``info[LOST_STEP]``, by which a
     :class:`~sb3_per_dqn.replay.prioritized_buffer.PrioritizedReplayBuffer` leaves it out and ends the episode with the
     step before. ``Monitor`` has no record of such an episode, and goes on with the same file.
 
@@ -55,10 +57,7 @@ class WorkerVecEnv(SubprocVecEnv):
         timeout: float = 600.0,
         restarts: int = 0,
     ) -> None:
-        if not timeout > 0:
-            raise ValueError(f"timeout={timeout!r} must be a number of seconds, above 0.")
-        if not isinstance(restarts, int) or restarts < 0:
-            raise ValueError(f"restarts={restarts!r} must be a whole number, 0 or more.")
+        check_replacement(timeout, restarts)
         self.timeout = timeout
         self.restarts = restarts
         self.restarted = 0
@@ -346,3 +345,33 @@ def monitors_go_on() -> None:
         plain(self, *args, **{**kwargs, "override_existing": False})
 
     Monitor.__init__ = going_on  # type: ignore[method-assign]
+
+
+def check_replacement(timeout: float, restarts: int) -> None:
+    """
+    :param timeout: seconds without an answer after which somebody is taken to hang
+    :param restarts: how many may be replaced
+    :raises ValueError: if one of them is out of range
+    """
+    if not is_number(timeout) or timeout <= 0:
+        raise ValueError(f"timeout={timeout!r} must be a number of seconds, above 0.")
+    check_whole("restarts", restarts, 0)
+
+
+def check_whole(name: str, value: Any, smallest: int) -> None:
+    """
+    :param name: of an argument
+    :param value: its value
+    :param smallest: that it may have
+    :raises ValueError: if it is smaller, or no whole number
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < smallest:
+        raise ValueError(f"{name}={value!r} must be a whole number, {smallest} or more.")
+
+
+def is_number(value: Any) -> bool:
+    """
+    :param value: of an argument
+    :return: whether it is a finite number
+    """
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

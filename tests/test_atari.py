@@ -419,6 +419,8 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"seed": -1}, "seed=-1 must be a whole number"),
         ({"seed": "x"}, "seed='x'"),
         ({"seed": 1.0}, r"seed=1\.0"),
+        ({"seed": True}, "seed=True"),
+        ({"n_envs": True}, "n_envs=True"),
         ({"frame_stack": 0}, "frame_stack=0 must be a whole number"),
         ({"frame_stack": None}, "frame_stack=None"),
         ({"env_id": "ALE/Breakout-v5", "wrapper_kwargs": {"frame_skip": 3}}, "frame_skip=3 .*4.*ALE/Breakout-v5"),
@@ -430,6 +432,11 @@ def test_bad_arguments_before_any_process_starts(kwargs: dict[str, Any], message
     with pytest.raises(ValueError, match=message) as caught:
         make_atari_vec_env(**{"env_id": BREAKOUT, "n_envs": 2, **kwargs})
     assert "\n" not in str(caught.value)
+
+
+def test_numpys_whole_numbers_are_numbers() -> None:
+    observations = [make_here(n_envs=np.int64(1), seed=seed).reset() for seed in (3, np.uint64(3))]  # type: ignore[arg-type]
+    assert np.array_equal(*observations)
 
 
 @pytest.mark.usefixtures("no_process")

@@ -32,7 +32,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, VecTransposeImage
 
 from sb3_per_dqn import PerDoubleDQN, PiecewiseSchedule, PrioritizedReplayBuffer
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBufferSamples
@@ -501,6 +501,52 @@ def test_a_nan_reward_names_the_step() -> None:
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
+def test_a_reward_beyond_float32_names_the_step() -> None:
+    """Worker processes hand on rewards in float64; replay memory keeps float32, in which this one is infinite."""
+    env = walks(2)
+    step = env.step_wait
+
+    def with_huge_reward() -> Any:
+        obs, _, dones, infos = step()
+        return obs, np.array([0.0, 1e39]), dones, infos
+
+    env.step_wait = with_huge_reward  # type: ignore[method-assign]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"At step 2, the reward of environment 1 is 1e\+39"):
+            make(env).learn(60)
+
+
+class NanAtTheEnd(RandomWalk):
+    """The last observation of each episode is NaN."""
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, *rest = super().step(action)
+        return np.full_like(obs, math.nan) if terminated else obs, reward, terminated, *rest
+
+
+class NanAtTheEndOfADict(NanAtTheEnd):
+    observation_space: Any = spaces.Dict({"plain": spaces.Box(-1, 1, (2,)), "number": spaces.Discrete(3)})
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, *rest = RandomWalk.step(self, action)
+        obs = {**obs, "plain": np.full((2,), math.nan, np.float32)} if terminated else obs
+        return obs, reward, terminated, *rest
+
+
+@pytest.mark.parametrize(("env", "policy"), [(NanAtTheEnd, "MlpPolicy"), (NanAtTheEndOfADict, "MultiInputPolicy")])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_nan_in_an_episodes_last_observation_names_the_step(
+    env: type[RandomWalk], policy: str, normalize: bool
+) -> None:
+    """It stands in the info alone, as the environment was reset."""
+    games = walks(2, env, max_steps=100)
+    model = make(VecNormalize(games, norm_obs=False) if normalize else games, policy, learning_starts=1000)
+    with pytest.raises(ValueError, match=r"At step \d+, an observation of environment [01] is NaN"):
+        model.learn(200)
+    assert model.num_timesteps == 2 * max(len(record) for record in games.get_attr("record"))
+
+
 # ---------------------------------------------------------------------------------------------------- saving, loading
 
 
@@ -657,6 +703,21 @@ def test_images_and_the_cnn_policy() -> None:
     model = make(make_vec_env(FrameEnv, 2), "CnnPolicy", buffer_size=40, batch_size=4, policy_kwargs={"net_arch": [4]})
     model.learn(26)
     assert model._n_updates > 0
+
+
+def test_normalization_of_images_that_are_transposed_afterwards_is_refused() -> None:
+    """SB3's buffers then get images with channels last, whose shape is not that of their space."""
+
+    class ChannelsLast(RandomWalk):
+        observation_space = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+
+    def games() -> VecEnv:
+        return make_vec_env(ChannelsLast, 2)
+
+    arguments: Any = {"buffer_size": 40, "batch_size": 4, "policy_kwargs": {"net_arch": [4]}}
+    with pytest.raises(ValueError, match=r"VecNormalize\(VecTransposeImage\(env\), \.\.\.\)"):
+        make(VecNormalize(games(), norm_obs=False), "CnnPolicy", **arguments).learn(26)
+    make(VecNormalize(VecTransposeImage(games()), norm_obs=False), "CnnPolicy", **arguments).learn(26)
 
 
 def _interrupt_after(calls: int) -> Callable[[Any], None]:
@@ -827,6 +888,24 @@ def test_actions_that_do_not_start_at_zero_are_refused() -> None:
     """SB3's networks number actions from 0, so a random action would be none of theirs."""
     with pytest.raises(ValueError, match=r"Discrete\(3, start=1\).*start=0"):
         make(walks(env=lambda: RandomWalk(first_action=1)))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3, start=1),
+        spaces.Dict({"number": spaces.Discrete(3, start=1)}),
+        spaces.MultiDiscrete([3, 2], start=[0, 1]),
+    ],
+)
+def test_observations_that_do_not_start_at_zero_are_refused(space: spaces.Space[Any]) -> None:
+    """SB3's networks see one-hot vectors, which have no place for the last one."""
+
+    class Numbered(RandomWalk):
+        observation_space = space
+
+    with pytest.raises(ValueError, match=r"observation_space=.*start=.* must be numbered from 0 on"):
+        make(walks(env=Numbered), "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy")
 
 
 def test_episodes_of_several_environments_are_refused() -> None:

@@ -28,7 +28,7 @@ from sb3_per_dqn import DeviceReplayBuffer, PrioritizedReplayBuffer
 from sb3_per_dqn.replay import memory as memory_module
 from sb3_per_dqn.replay import prioritized_buffer
 from sb3_per_dqn.replay.memory import available_memory
-from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBufferSamples
+from sb3_per_dqn.replay.prioritized_buffer import TD_ERROR, PrioritizedReplayBufferSamples
 
 SOAK_OPERATIONS = 20_000
 META = th.device("meta")  # a device that is not the CPU, on every machine
@@ -884,7 +884,7 @@ def add_line(buffer: PrioritizedReplayBuffer, steps: range, errors: Any = None) 
     """Two environments that go on for ever; ``errors`` of each step and environment, where one is known."""
     for step in steps:
         obs = np.array([[0, step], [1, step]], dtype=np.float32)
-        infos = [{} if errors is None else {"td_error": errors[step, env]} for env in range(2)]
+        infos = [{} if errors is None else {TD_ERROR: errors[step, env]} for env in range(2)]
         buffer.add(obs, obs + np.array([0, 1]), np.zeros(2, int), np.zeros(2), np.zeros(2, bool), infos)
 
 
@@ -941,8 +941,8 @@ def test_a_td_error_that_is_no_number_leaves_nothing_behind() -> None:
     given = one, one, np.array([0]), np.array([0.5]), np.array([False])
     buffer.add(*given, [{}])
     with pytest.raises(ValueError, match="could not convert"):
-        buffer.add(*given, [{"td_error": "large"}])
+        buffer.add(*given, [{TD_ERROR: "large"}])
     assert buffer.size() == 1
     assert buffer.actions[1] == 0
-    buffer.add(*given, [{"td_error": 3.0}])
+    buffer.add(*given, [{TD_ERROR: 3.0}])
     assert buffer._priorities.values[:3].tolist() == [1.0, (3.0 + 1e-6) ** 0.6, 0.0]

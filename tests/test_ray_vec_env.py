@@ -21,6 +21,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from sb3_per_dqn import PerDoubleDQN
 from sb3_per_dqn.checkpoint.environments import captured_environments, restore_environments, why_not
 from sb3_per_dqn.cluster import RayVecEnv
+from sb3_per_dqn.cluster.actors import connect
+from sb3_per_dqn.replay.prioritized_buffer import LOST_STEP
 from sb3_per_dqn.workers import WorkerError
 
 SMALL: dict[str, Any] = {"num_cpus": 0.1, "timeout": 300.0}
@@ -37,7 +39,7 @@ def environment_of_actors() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def local_cluster() -> Iterator[None]:
     with environment_of_actors():
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -328,7 +330,7 @@ def test_one_restart_too_few() -> None:
     env.reset()
     with pytest.warns(UserWarning, match="It is replaced"):
         all_steps = [env.step(np.zeros(1, int)) for _ in range(6 + 1 + 6)]
-    assert [infos[0].get("lost_step", False) for *_, infos in all_steps] == [False] * 6 + [True] + [False] * 6
+    assert [infos[0].get(LOST_STEP, False) for *_, infos in all_steps] == [False] * 6 + [True] + [False] * 6
     with pytest.raises(WorkerError, match="lost its mind"):
         env.step(np.zeros(1, int))
     env.close()
@@ -349,10 +351,21 @@ def test_an_environment_that_cannot_be_made() -> None:
         ({"restarts": -1}, "restarts=-1 must be a whole number, 0 or more"),
         ({"envs_per_actor": 0}, "envs_per_actor=0 must be a whole number, 1 or more"),
         ({"timeout": 0}, "timeout=0 must be a number of seconds, above 0"),
+        ({"timeout": "60"}, "timeout='60' must be a number of seconds, above 0"),
         ({"num_cpus": -1}, "num_cpus=-1 must be a number of processors, 0 or more"),
+        ({"num_cpus": None}, "num_cpus=None must be a number of processors, 0 or more"),
         ({"num_cpus": 3}, "num_cpus=3 for each of 2 actors are 6, and the cluster has 4: num_cpus=2 would fit"),
     ],
 )
 def test_arguments_that_make_no_sense(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RayVecEnv([Plain, Plain], **kwargs)
+
+
+@pytest.mark.parametrize("address", [None, "local", "1.2.3.4:5"])
+def test_where_ray_is_started_it_is_without_its_dashboard(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **kwargs: given.append(kwargs))
+    connect(address)
+    assert given == [{"address": address, "include_dashboard": False}]

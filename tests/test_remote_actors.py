@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
 from test_ray_vec_env import environment_of_actors
 from test_ray_vec_env import local_cluster as local_cluster  # a fixture
@@ -26,11 +27,14 @@ from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, PrioritizedReplayBuffe
 from sb3_per_dqn.checkpoint import RunCheckpoints
 from sb3_per_dqn.cluster import RemoteActors, remote_actors
 from sb3_per_dqn.cluster.acting_actor import Settings, epsilons
-from sb3_per_dqn.cluster.fragment import Version, n_step_td_errors, packed
+from sb3_per_dqn.cluster.fragment import Fragment, Version, n_step_td_errors, packed
+from sb3_per_dqn.cluster.statistics import ActingStatistics
+from sb3_per_dqn.replay.prioritized_buffer import TD_ERROR
 from sb3_per_dqn.workers import WorkerError
 
 GAMMA = 0.9
 LENGTHS = (6, 7, 8, 9)
+HALF_A_MEGABYTE = 2**19
 Step = tuple[float, ...]
 
 
@@ -86,9 +90,9 @@ def actors() -> RemoteActors:
     return RemoteActors(MAKERS, n_actors=2, envs_per_actor=2, fragment=5, num_cpus=0.1)
 
 
-def learner(env: Any, **kwargs: Any) -> PerDoubleDQN:
+def learner(env: Any, policy: str = "MlpPolicy", **kwargs: Any) -> PerDoubleDQN:
     settings: dict[str, Any] = {"learning_starts": 40, "batch_size": 8, "device": "cpu", "buffer_size": 4000}
-    return PerDoubleDQN("MlpPolicy", env, gamma=GAMMA, **{**settings, **kwargs})
+    return PerDoubleDQN(policy, env, gamma=GAMMA, **{**settings, **kwargs})
 
 
 def drawn_of(model: PerDoubleDQN) -> tuple[Any, Any]:
@@ -149,7 +153,7 @@ class Watch(BaseCallback):
         self.most = max(self.most, *asked.values())
         obs: Any = self.model._last_obs
         for of_env, info in zip(obs, self.locals["infos"], strict=True):
-            self.errors[tuple(of_env[:4])] = info["td_error"]
+            self.errors[tuple(of_env[:4])] = info[TD_ERROR]
         return True
 
 
@@ -162,9 +166,28 @@ def test_all_that_is_stored_has_happened(actors: RemoteActors, n_steps: int) -> 
     assert model._n_updates == 3 * ((400 - 40) // 8)  # the replay ratio is held
     there = check_transitions(model)
     assert 400 - 4 * (n_steps - 1) <= len(there) <= 400
-    assert {key[0] for key in there} == {1, 2, 3, 4}
+    assert {key[0] for key in there} <= {1, 2, 3, 4}
     assert watch.most == actors.max_pending
     assert len({step[:3] for step in there}) > 4 * 400 / 4 / 9 - 4  # episodes
+
+
+class UntilHeard(BaseCallback):
+    """Stops when each of the four environments was heard: an actor that is slow to begin is not waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: set[float] = set()
+
+    def _on_step(self) -> bool:
+        obs: Any = self.model._last_obs
+        self.heard.update(obs[:, 0].tolist())
+        return len(self.heard) < 4
+
+
+def test_every_actor_is_heard(actors: RemoteActors) -> None:
+    until_heard = UntilHeard()
+    learner(actors).learn(100_000, callback=until_heard)
+    assert until_heard.heard == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("buffer", [PrioritizedReplayBuffer, DeviceReplayBuffer])
@@ -252,7 +275,7 @@ def test_errors_are_those_of_the_very_policy(actors: RemoteActors, n_steps: int)
     fragment = ray.get(actors._actors[1].act.remote(settings, weights, Version(1000, 0, 0), 25))
     assert fragment.dones.any()
     assert {info["TimeLimit.truncated"] for of_step in fragment.infos for info in of_step} == {False, True}
-    given = [[info["td_error"] for info in of_step] for of_step in fragment.infos]
+    given = [[info[TD_ERROR] for info in of_step] for of_step in fragment.infos]
     np.testing.assert_allclose(given, naive_errors(policy, fragment, n_steps), rtol=1e-4)
 
 
@@ -328,6 +351,7 @@ class After(BaseCallback):
 
 
 def test_an_actor_is_killed() -> None:
+    """Not before it was heard: what is to be found afterwards is of all lives."""
     env = RemoteActors(MAKERS, n_actors=2, envs_per_actor=2, fragment=5, num_cpus=0.1, restarts=1)
     env.seed(0)
     first = env._actors[0]
@@ -337,9 +361,10 @@ def test_an_actor_is_killed() -> None:
         came_back.update(p.request.stream for p in env._playing if p is not None)
         return came_back[3 + 2] > 20  # streams 1, 2 at first; 3, 4 after the reset; then the one that replaces
 
-    model = learner(env, n_steps=3)
+    model = learner(env, n_steps=3, buffer_size=60_000)  # nothing is forgotten while another one is started
+    model.learn(10**6, callback=UntilHeard())
     with pytest.warns(UserWarning, match=r"Actor 0 of 2(.|\n)*It is replaced \(1 of 1 restarts\)"):
-        model.learn(10**6, callback=After(30, lambda: ray.kill(first), is_back))
+        model.learn(10**6, callback=After(30, lambda: ray.kill(first), is_back), reset_num_timesteps=False)
     there = check_transitions(model)
     assert len({key[1] for key in there}) == 6  # lives: four at first, and two that replaced
     lost = env.statistics()
@@ -360,7 +385,8 @@ def test_an_environment_that_raises(tmp_path: Path) -> None:
         model.learn(100)
     assert model.num_timesteps == 100
     assert len(check_transitions(model)) == 100
-    assert env.statistics()["lost_fragments"] == 2  # the fifth, and the one that was asked for after it
+    # the fifth, and the one that was asked for after it, if that had not come before another actor was there
+    assert env.statistics()["lost_fragments"] in (1, 2)
     env.close()
 
 
@@ -449,6 +475,23 @@ def test_the_page_lists_what_is_logged(actors: RemoteActors) -> None:
     assert sorted(listed) == sorted(actors.statistics())
 
 
+def test_a_dump_without_a_new_fragment_repeats_what_the_last_one_said() -> None:
+    """Dumps may be more frequent than fragments: an age of 0 would be wrong, and a rate of none or of one burst."""
+    statistics = ActingStatistics(n_actors=1)
+    steps = np.zeros((5, 2))
+    fragment = Fragment({}, steps, steps, steps, [], Version(1, 100, 10), {"waiting": 2.0})
+    statistics.record(fragment, timesteps=130, updates=14)
+    first = statistics.summary()
+    assert (first["weights_age"], first["weights_age_updates"], first["actor_waiting"]) == (30, 4, 2)
+    time.sleep(0.2)
+    statistics.lose(7)
+    assert statistics.summary() == {**first, "lost_fragments": 1, "lost_steps": 7}
+    statistics.record(fragment, timesteps=150, updates=14)
+    third = statistics.summary()
+    assert third["weights_age"] == 50
+    assert 0 < third["steps_per_second"] < 10 / 0.2  # since the first
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -457,13 +500,71 @@ def test_the_page_lists_what_is_logged(actors: RemoteActors) -> None:
         ({"max_pending": 0}, "max_pending=0 must be"),
         ({"publish_every": 0}, "publish_every=0 must be"),
         ({"base_eps": 1.5}, r"base_eps=1.5 must be a number in \[0, 1\]"),
+        ({"base_eps": "0.4"}, r"base_eps='0.4' must be a number in \[0, 1\]"),
         ({"eps_alpha": -1}, "eps_alpha=-1 must be a number, 0 or more"),
+        ({"eps_alpha": float("inf")}, "eps_alpha=inf must be a number, 0 or more"),
         ({"env_fn": MAKERS, "n_actors": 3}, "env_fn has 4 functions, for 3 actors with 1 environments each: give 3"),
     ],
 )
 def test_arguments_that_make_no_sense(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RemoteActors(**{"env_fn": MAKERS[0], "n_actors": 1, **kwargs})
+
+
+class Heavy(Counting):
+    """Its observations have half a megabyte each that does not get less by packing."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, as_dict=True)
+        parts: dict[str, Any] = {**self.observation_space, "load": spaces.Box(0, 255, (HALF_A_MEGABYTE,), np.uint8)}
+        self.observation_space = spaces.Dict(parts)
+
+    def _obs(self, action: int) -> Any:
+        load = np.random.default_rng([self.life, self.episode, self.t]).bytes(HALF_A_MEGABYTE)
+        return {**super()._obs(action), "load": np.frombuffer(load, np.uint8)}
+
+
+class WithoutLoad(BaseFeaturesExtractor):
+    def __init__(self, observation_space: Any) -> None:
+        super().__init__(observation_space, 5)
+
+    def forward(self, observations: Any) -> th.Tensor:
+        return observations["count"].float()  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def small_store() -> Iterator[int]:
+    ray.shutdown()
+    nbytes = 80 * 2**20  # Ray wants 75 at least
+    with environment_of_actors():
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=nbytes)
+    yield nbytes
+    ray.shutdown()
+
+
+def test_more_fragments_than_rays_memory_holds(small_store: int) -> None:
+    """It has a cluster of its own. The learner is slow, so that actors fill the store, and Ray moves to the disk."""
+    env = RemoteActors([partial(Heavy, number) for number in range(4)], 4, fragment=10, max_pending=6, num_cpus=0.5)
+    assert 4 * env.max_pending * env.fragment * HALF_A_MEGABYTE > 1.4 * small_store
+    policy_kwargs = {"features_extractor_class": WithoutLoad, "net_arch": [8]}
+    model = learner(env, policy="MultiInputPolicy", policy_kwargs=policy_kwargs, buffer_size=400, batch_size=2)
+
+    def wait_until_all_are_there() -> None:
+        refs = list(env._requests)
+        assert len(ray.wait(refs, num_returns=len(refs), timeout=60.0)[0]) == len(refs)
+
+    model.learn(10**6, callback=After(10, wait_until_all_are_there, lambda: model.num_timesteps >= 400))
+    assert model.num_timesteps == 400
+    assert env.statistics()["lost_fragments"] == 0
+    there = check_transitions(model)
+    slots, drawn = drawn_of(model)
+    assert len(there) > 300
+    for i in range(0, len(slots), 25):
+        _, life, episode, t, _ = map(int, drawn.observations["count"][i])
+        assert drawn.observations["load"][i].numpy().tobytes() == np.random.default_rng([life, episode, t]).bytes(
+            HALF_A_MEGABYTE
+        )
+    env.close()
 
 
 @pytest.fixture

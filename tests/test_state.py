@@ -6,7 +6,7 @@ from enum import Enum, IntFlag
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -107,6 +107,53 @@ def test_arrays_and_containers_stay_the_same_objects() -> None:
     assert tensor.tolist() == [1, 1]
     assert holder.queue is queue
     assert list(queue) == [7, 8]
+
+
+FIRST_LEVEL = np.zeros(3)
+
+
+class Walker:
+    """It begins where others begin as well, and is elsewhere then."""
+
+    START = np.zeros(2)
+    ITEMS: ClassVar[list[int]] = []
+    here = np.zeros(4)
+
+    def __init__(self) -> None:
+        self.home = Holder(at=np.zeros(5))
+        self.reset()
+
+    def reset(self) -> None:
+        self.place = self.START
+        self.level = FIRST_LEVEL
+        self.items = self.ITEMS
+        self.guest = self.home
+        self.at = self.home.at
+
+    def step(self) -> None:
+        self.place = self.place + 1
+        self.level = self.level + 1
+        self.items = [*self.items, 7]
+        self.guest = Holder(at=np.ones(5))
+        self.at = self.at + 3
+        self.here = self.here + 2
+
+
+def test_what_a_new_object_shares_is_not_written_to() -> None:
+    """An array that it begins with would begin as another from then on, for all that share it."""
+    walkers, others = [Walker(), Walker()], [Walker(), Walker()]
+    walkers[0].step()
+    walkers[1].step()
+    walkers[1].step()
+    restored(others, captured(walkers))
+    for walker, other in zip(walkers, others, strict=True):
+        for name in ("place", "level", "here", "at"):
+            assert same(getattr(other, name), getattr(walker, name))
+        assert other.items == walker.items
+        assert same(other.guest, walker.guest)
+        assert same(other.home.at, np.zeros(5))
+    for array in (FIRST_LEVEL, Walker.START, Walker.here, np.array(Walker.ITEMS)):
+        assert not array.any()
 
 
 def test_what_is_shared_is_shared_again() -> None:

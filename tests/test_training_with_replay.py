@@ -222,6 +222,11 @@ def test_a_loaded_buffer_that_differs_from_the_model_is_named(tmp_path: Path) ->
     n_step.save_replay_buffer(tmp_path / "n_step")
     with pytest.warns(UserWarning, match="differs.* NStepReplayBuffer, buffer_size=.*, n_steps=3"):
         make(corridor(), prioritized_replay=False, n_steps=2, buffer_size=60).load_replay_buffer(tmp_path / "n_step")
+    one_step = make(corridor(), gamma=0.5)
+    one_step.save_replay_buffer(tmp_path / "one_step")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(corridor()).load_replay_buffer(tmp_path / "one_step")  # whose discount is the model's
     single = make(make_vec_env(Corridor, 1))
     before = single.replay_buffer
     with pytest.raises(ValueError, match="a buffer of 2 environments, and the model has 1"):

@@ -7,9 +7,11 @@ there already get other values.
 """
 
 import random
+import sys
 from abc import ABCMeta
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from copy import copy
 from enum import Enum, Flag
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, ClassVar
@@ -35,6 +37,9 @@ RAW = "cfSUmM"  # kinds of numbers (and texts, and times) that are written as by
 
 HEAP_TYPE = 1 << 9  # flag of a class that was made by a class statement
 PLAIN_SIZE = type("Plain", (), {}).__basicsize__
+
+IN_PLACE = ("array", "raw", "tensor", "list", "deque", "dict", "object")  # kinds that are written to where they are
+HOLDERS = (np.ndarray, th.Tensor, list, dict, deque)
 
 Capture = Callable[[Any], Tree]
 Restore = Callable[[Any, Tree], None]
@@ -218,11 +223,44 @@ def _check_class(current: Any, tree: Tree, path: str) -> None:
 class _Restore:
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {}
+        self.taken: dict[int, Any] = {}  # what is not to be written to: it holds another state already, or is shared
+        self.known: set[type] = set()
 
     def value(self, current: Any, tree: Tree, path: str) -> Any:
-        value = self._value(current, tree, path)
+        value = self._value(self._own(current, tree), tree, path)
         self.seen[path] = value
         return value
+
+    def _own(self, current: Any, tree: Tree) -> Any:
+        """
+        :return: what may be written to. Something new may hold one array twice (``self.place = self.start``), where
+            there are two by now
+        """
+        kind = tree.get(KIND) if isinstance(tree, dict) else "array" if isinstance(tree, np.ndarray) else None
+        if kind not in IN_PLACE or not (isinstance(current, HOLDERS) or kind == "object"):
+            return current
+        if current is None or id(current) not in self.taken:
+            self.taken[id(current)] = current
+            return current
+        try:
+            return current.clone() if isinstance(current, th.Tensor) else copy(current)
+        except Exception as error:  # an object may do what it likes then
+            raise StateError(f"a {type(current).__qualname__} cannot be copied: {error!r}") from error
+
+    def _leave_alone(self, kind: type) -> None:
+        """
+        :param kind: of an object, whose attributes may be, at its start, arrays that others share: those of its classes
+            and of their modules
+        """
+        if kind in self.known:
+            return
+        self.known.add(kind)
+        for base in kind.__mro__:
+            for namespace in (vars(base), vars(sys.modules.get(base.__module__, object))):
+                for value in [value for value in namespace.values() if isinstance(value, HOLDERS)]:
+                    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+                    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+                    self.taken.update({id(shared): shared for shared in (value, *arrays)})
 
     def _value(self, current: Any, tree: Tree, path: str) -> Any:
         if isinstance(tree, np.ndarray):
@@ -352,6 +390,7 @@ class _Restore:
 
     def _restore_object(self, current: Any, tree: Tree, path: str) -> Any:
         self.seen[path] = current  # what it holds may refer to it
+        self._leave_alone(type(current))
         for name, of_attribute in tree["attributes"].items():
             if not name.isidentifier() or name.startswith("__"):
                 raise StateError(f"{path}.{name} is no attribute that a state may set")

@@ -1,12 +1,10 @@
 """Ray actors with environments in them, and what all vectorized environments that consist of such have in common."""
 
-import os
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +19,9 @@ from sb3_per_dqn.workers import (
     ReplacementEnv,
     ReportingEnv,
     WorkerError,
+    check_replacement,
+    check_whole,
+    is_number,
     monitors_go_on,
     replacement_seed,
 )
@@ -137,8 +138,8 @@ class ActorVecEnv(VecEnv):
     :param timeout: seconds without an answer after which an actor is taken to hang
     :param restarts: how many actors may be replaced, in all
     :param num_cpus: processors that Ray reserves for an actor
-    :param ray_address: of a cluster, if Ray is not initialized yet; ``None`` takes that of ``RAY_ADDRESS``, or starts
-        Ray on this machine
+    :param ray_address: of a cluster, if Ray is not initialized yet; ``None`` takes that of ``RAY_ADDRESS``, or of
+        ``ray start`` on this machine, or starts Ray here, and ``"local"`` does so in any case
     :raises ValueError: if an argument is out of range, or the cluster too small
     :raises WorkerError: if an environment cannot be made, with its own traceback
     """
@@ -157,10 +158,8 @@ class ActorVecEnv(VecEnv):
         if not env_fns:
             raise ValueError(f"env_fns={env_fns!r} must be a list of functions, one or more.")
         check_whole("envs_per_actor", envs_per_actor, 1)
-        check_whole("restarts", restarts, 0)
-        if not timeout > 0:
-            raise ValueError(f"timeout={timeout!r} must be a number of seconds, above 0.")
-        if not num_cpus >= 0:
+        check_replacement(timeout, restarts)
+        if not is_number(num_cpus) or num_cpus < 0:
             raise ValueError(f"num_cpus={num_cpus!r} must be a number of processors, 0 or more.")
         self.timeout, self.num_cpus = timeout, num_cpus
         self.restarts = 0  # while they are made, none is replaced
@@ -360,14 +359,11 @@ class ActorVecEnv(VecEnv):
 
 def connect(address: str | None) -> None:
     """
-    :param address: of a cluster; ``None`` takes that of ``RAY_ADDRESS``, or starts Ray on this machine
+    :param address: of a cluster; ``None`` takes that of ``RAY_ADDRESS``, or of ``ray start`` on this machine, or starts
+        Ray here, and ``"local"`` does so in any case
     """
-    if ray.is_initialized():
-        return
-    if address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address)
-    else:
-        ray.init(include_dashboard=False)  # one port less
+    if not ray.is_initialized():
+        ray.init(address=address, include_dashboard=False)  # one port less, if it is started
 
 
 def joined(parts: Sequence[Any]) -> Any:
@@ -380,14 +376,3 @@ def joined(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], tuple):
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
     return np.concatenate(parts)
-
-
-def check_whole(name: str, value: Any, smallest: int) -> None:
-    """
-    :param name: of an argument
-    :param value: its value
-    :param smallest: that it may have
-    :raises ValueError: if it is smaller, or no whole number
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < smallest:
-        raise ValueError(f"{name}={value!r} must be a whole number, {smallest} or more.")

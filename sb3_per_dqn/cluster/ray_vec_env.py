@@ -27,8 +27,8 @@ class RayVecEnv(ActorVecEnv):
     :param timeout: seconds without an answer after which an actor is taken to hang
     :param restarts: how many actors may be replaced, in all
     :param num_cpus: processors that Ray reserves for an actor
-    :param ray_address: of a cluster, if Ray is not initialized yet; ``None`` takes that of ``RAY_ADDRESS``, or starts
-        Ray on this machine
+    :param ray_address: of a cluster, if Ray is not initialized yet; ``None`` takes that of ``RAY_ADDRESS``, or of
+        ``ray start`` on this machine, or starts Ray here, and ``"local"`` does so in any case
     :raises ValueError: if an argument is out of range, or the cluster too small
     :raises WorkerError: if an environment cannot be made, with its own traceback
     """

@@ -15,10 +15,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_per_dqn.acting import ActingVecEnv
 from sb3_per_dqn.cluster.acting_actor import ActingActor, Settings, epsilons
-from sb3_per_dqn.cluster.actors import ActorVecEnv, EnvFn, check_whole, joined
+from sb3_per_dqn.cluster.actors import ActorVecEnv, EnvFn, joined
 from sb3_per_dqn.cluster.fragment import Fragment, Version
 from sb3_per_dqn.cluster.statistics import ActingStatistics
-from sb3_per_dqn.workers import WorkerError
+from sb3_per_dqn.workers import WorkerError, check_whole, is_number
 
 WAIT_SECONDS = 1.0  # between two looks at actors that hang
 
@@ -120,8 +120,8 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
     :param timeout: seconds without an answer after which an actor is taken to hang
     :param restarts: how many actors may be replaced, in all
     :param num_cpus: processors that Ray reserves for an actor
-    :param ray_address: of a cluster, if Ray is not initialized yet; ``None`` takes that of ``RAY_ADDRESS``, or starts
-        Ray on this machine
+    :param ray_address: of a cluster, if Ray is not initialized yet; ``None`` takes that of ``RAY_ADDRESS``, or of
+        ``ray start`` on this machine, or starts Ray here, and ``"local"`` does so in any case
     :raises ValueError: if an argument is out of range, or the cluster too small
     :raises WorkerError: if an environment cannot be made, with its own traceback
     """
@@ -148,9 +148,9 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         n_envs = n_actors * envs_per_actor
         publish_every = fragment * n_envs if publish_every is None else publish_every
         check_whole("publish_every", publish_every, 1)
-        if not 0.0 <= base_eps <= 1.0:
+        if not is_number(base_eps) or not 0.0 <= base_eps <= 1.0:
             raise ValueError(f"base_eps={base_eps!r} must be a number in [0, 1].")
-        if not eps_alpha >= 0.0:
+        if not is_number(eps_alpha) or eps_alpha < 0.0:
             raise ValueError(f"eps_alpha={eps_alpha!r} must be a number, 0 or more.")
         env_fns = [env_fn] * n_envs if callable(env_fn) else list(env_fn)
         if len(env_fns) != n_envs:

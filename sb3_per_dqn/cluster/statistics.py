@@ -13,7 +13,7 @@ OF_LEARNER = ("waiting", "fetching", "unpacking")
 
 class ActingStatistics:
     """
-    Counts since the last summary; what was lost, since the beginning.
+    Counts since the last summary before which a fragment came; what was lost, since the beginning.
 
     :param n_actors: how many actors
     """
@@ -21,6 +21,7 @@ class ActingStatistics:
     def __init__(self, n_actors: int) -> None:
         self._n_actors = n_actors
         self._lost_fragments = self._lost_steps = 0
+        self._last: dict[str, float] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -64,21 +65,23 @@ class ActingStatistics:
 
     def summary(self) -> dict[str, float]:
         """
-        :return: since the last call, ``weights_age`` in environment steps of the learner, and ``weights_age_updates``,
-            means over fragments; ``steps_per_second`` and ``megabytes_per_second`` of an actor; seconds of each stage,
-            ``actor_...`` as a mean over actors, and ``learner_...``. Since the beginning, ``lost_fragments``, and
-            ``lost_steps`` at most
+        :return: since the last call before which a fragment came, ``weights_age`` in environment steps of the learner,
+            and ``weights_age_updates``, means over fragments; ``steps_per_second`` and ``megabytes_per_second`` of an
+            actor; seconds of each stage, ``actor_...`` as a mean over actors, and ``learner_...``. Since the beginning,
+            ``lost_fragments``, and ``lost_steps`` at most
         """
+        if self._fragments or not self._last:
+            self._last = self._counted()
+            self._begin()
+        return {**self._last, "lost_fragments": self._lost_fragments, "lost_steps": self._lost_steps}
+
+    def _counted(self) -> dict[str, float]:
         seconds, fragments = max(monotonic() - self._since, 1e-9), max(self._fragments, 1)
-        result = {
+        return {
             "weights_age": self._age / fragments,
             "weights_age_updates": self._age_updates / fragments,
             "steps_per_second": self._steps / seconds / self._n_actors,
             "megabytes_per_second": self._nbytes / 1e6 / seconds / self._n_actors,
             **{f"actor_{stage}": self._of_actors[stage] / self._n_actors for stage in OF_ACTORS},
             **{f"learner_{stage}": self._of_learner[stage] for stage in OF_LEARNER},
-            "lost_fragments": self._lost_fragments,
-            "lost_steps": self._lost_steps,
         }
-        self._begin()
-        return result

@@ -20,8 +20,8 @@ from sb3_per_dqn.replay.sum_tree import MaxTree, MinTree, SumTree
 
 IntArray = npt.NDArray[np.int64]
 
-LOST_STEP = "lost_step"  # key of an info: nobody knows what this step of the environment did
-TD_ERROR = "td_error"  # key of an info: TD error of the n-step window that begins with this step
+LOST_STEP = "sb3_per_dqn/lost_step"  # key of an info: nobody knows what this step did
+TD_ERROR = "sb3_per_dqn/td_error"  # likewise: TD error of the n-step window that begins here
 TREES_NBYTES = 25  # of a transition: the leaves of three trees, and what stands above them
 TINY = float(np.finfo(np.float32).tiny)  # no weight may vanish when it is rounded to float32
 

@@ -7,6 +7,7 @@ The zoo has no hook for plugins. The algorithm goes into its dictionary, and one
     attributes       others for a while
     values           NAME:VALUE on the command line
     evaluation       environments for watching and scoring
+    remote           on a Ray cluster
     hyperparameters  what a run is asked for
     models           where a run's model is
     finished         its score and its video

@@ -18,6 +18,7 @@ from sb3_per_dqn.classes import check_classes, imported
 from sb3_per_dqn.run_settings import CONF_KINDS
 from sb3_per_dqn.workers import WorkerVecEnv
 from sb3_per_dqn.zoo.evaluation import in_evaluation_mode, native_wrapper_kwargs
+from sb3_per_dqn.zoo.remote import actors_arguments
 
 _DICTIONARY = (dict,), "a dictionary, such as dict(name=value)"
 EVALUATED: dict[str, tuple[tuple[type, ...], str]] = {  # what they are, if they are given as text
@@ -35,7 +36,7 @@ class HyperparameterManager(ExperimentManager):
 
     - Those of ``per_ddqn`` are from this project's YAML, unless ``--conf-file`` is given.
     - What nothing reads, or is not there, is refused.
-    - ``worker_restarts`` and ``emulators`` in the YAML are taken out of what the zoo sees.
+    - ``worker_restarts``, ``emulators`` and ``ray_actors`` in the YAML are taken out of what the zoo sees.
 
     :param args: as for the zoo's class
     :param kwargs: as for the zoo's class
@@ -52,6 +53,7 @@ class HyperparameterManager(ExperimentManager):
         self.model_arguments: dict[str, Any] = {}
         self.emulators = "processes"
         self.worker_restarts = 0
+        self.ray_actors: dict[str, Any] = {}  # arguments of RemoteActors; none for environments on this machine
         self.wrapper_kwargs: dict[str, Any] = {}  # of AtariGameWrapper, for native emulators
 
     def _check_flags(self) -> None:
@@ -115,6 +117,7 @@ class HyperparameterManager(ExperimentManager):
         self.worker_restarts = hyperparams.pop("worker_restarts", 0)
         if self.worker_restarts and (self.emulators != "processes" or self.vec_env_class is not WorkerVecEnv):
             raise ValueError(f"worker_restarts={self.worker_restarts!r} is for worker processes: leave it out.")
+        self.ray_actors = self._arguments_of_actors(hyperparams)
         self._check_stacks(hyperparams)
         evaluation = in_evaluation_mode(hyperparams)
         self.evaluation_wrapper = get_wrapper_class(evaluation)
@@ -126,6 +129,22 @@ class HyperparameterManager(ExperimentManager):
         self.model_arguments = processed[0]
         check_kwargs(self.model_arguments, ALGOS[self.algo])
         return processed
+
+    def _arguments_of_actors(self, hyperparams: dict[str, Any]) -> dict[str, Any]:
+        """Takes them out. What does not go with them is refused here, before the first actor is started."""
+        given = hyperparams.pop("ray_actors", 0)
+        if not given:
+            return {}
+        if self.algo != "per_ddqn" or self.optimize_hyperparameters:
+            raise ValueError(
+                f"ray_actors={given!r} is for training with --algo per_ddqn: leave it out (ray_actors:0); "
+                "-optimize takes --ray-address alone."
+            )
+        alone = {"normalize": hyperparams.get("normalize"), "emulators: native": self.emulators != "processes"}
+        for name, is_on in {**alone, "worker_restarts": self.worker_restarts}.items():
+            if is_on:
+                raise ValueError(f"ray_actors={given!r} and {name} do not go together: leave one out.")
+        return actors_arguments(given, hyperparams.get("n_envs", 1))
 
     def _check_stacks(self, hyperparams: dict[str, Any]) -> None:
         """The zoo stacks outside of ``VecNormalize``, from which SB3 takes for replay what was not stacked yet."""

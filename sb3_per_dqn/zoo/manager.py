@@ -9,8 +9,9 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import optuna
 from gymnasium import spaces
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, get_latest_run_id
@@ -23,6 +24,7 @@ from stable_baselines3.common.vec_env import (
     sync_envs_normalization,
 )
 
+from sb3_per_dqn.acting import check_acting
 from sb3_per_dqn.atari import check_atari_id, make_atari_vec_env
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.checkpoint import RunCheckpoints
@@ -36,6 +38,7 @@ from sb3_per_dqn.zoo.evaluation import EVALUATION_KWARGS, limited
 from sb3_per_dqn.zoo.finished import EVALUATION_GAMES, measured, recorded_game, result_or_reason
 from sb3_per_dqn.zoo.hyperparameters import HyperparameterManager
 from sb3_per_dqn.zoo.models import CHECKPOINTS
+from sb3_per_dqn.zoo.remote import attributes_for_actors
 
 LOGGED_ROWS = 200  # of a whole run, whatever its length
 MIN_STEPS_PER_ROW = 100
@@ -48,6 +51,7 @@ class RunManager(HyperparameterManager):
     - Environment and model are built once in this process before anything is started or written.
     - ``worker_restarts`` in the YAML is how many workers that end or hang may be replaced.
     - ``emulators: native`` in the YAML trains and evaluates on ALE's native emulators; the video is of an ordinary one.
+    - ``ray_actors`` in the YAML acts in actors on a Ray cluster; on one, each trial of ``-optimize`` may run on a node.
     - Worker processes leave Ctrl-C to the parent; evaluation uses :class:`AtariGameWrapper`'s evaluation mode.
     - ``progress.csv`` and ``episodes.csv`` beside the model; after training a score, a picture and a video.
     - Checkpoints of the whole run, from which ``--resume`` goes on in the same folder.
@@ -78,7 +82,10 @@ class RunManager(HyperparameterManager):
             raise ValueError(f"--algo={self.algo}: no sampler for -optimize; known: {', '.join(HYPERPARAMS_SAMPLER)}.")
         result = None
         try:
-            result = super().setup_experiment()
+            made = super().setup_experiment()
+            if self.ray_actors and made is not None:
+                check_acting(cast(OffPolicyAlgorithm, made[0]))
+            result = made
         finally:
             if result is None:
                 self._close_evaluation_envs()
@@ -96,6 +103,8 @@ class RunManager(HyperparameterManager):
         for folder in filter(None, (self.params_path, self.tensorboard_log)):
             check_writable(folder)
         self._try_out()
+        if self.settings.ray_address is not None:
+            self._join_cluster(self.settings.ray_address)
         if self.settings.resume is None:
             self._make_folder()
         super().create_log_folder()  # type: ignore[no-untyped-call]
@@ -116,7 +125,7 @@ class RunManager(HyperparameterManager):
         """Find what is wrong with game, environment or hyperparameters by building them here, once."""
         if self._is_atari:
             check_atari_id(self.env_name.gym_id)
-        with replaced(self, vec_env_class=DummyVecEnv, verbose=0):
+        with replaced(self, vec_env_class=DummyVecEnv, ray_actors={}, verbose=0):
             env = self.create_envs(1, no_log=True)
         with closing(env):
             if self.algo == "per_ddqn" and not isinstance(env.action_space, spaces.Discrete):
@@ -131,6 +140,16 @@ class RunManager(HyperparameterManager):
                 if isinstance(model, PerDoubleDQN):
                     model.check_episodes(self.n_envs)
                     warn_of_early_joints(model, self.n_timesteps)
+
+    def _join_cluster(self, address: str) -> None:
+        if not (self.ray_actors or self.optimize_hyperparameters):
+            raise ValueError(
+                f"--ray-address={address}: nothing of this run is on a cluster: say how many actors are to act there "
+                "(-params n_envs:8 ray_actors:4), or -optimize, or leave it out."
+            )
+        from sb3_per_dqn.cluster.actors import connect
+
+        connect(address)
 
     def create_callbacks(self) -> None:
         """Ours before the zoo's: of its list, it ends the first for certain."""
@@ -184,8 +203,50 @@ class RunManager(HyperparameterManager):
                 emulators=self.emulators,
             )
             settings |= {"vec_env_class": lambda _: make_games(), "frame_stack": None}
+        if self.ray_actors and not eval_env:
+            no_log = True  # Monitor's files would be on the actors' nodes
+            settings |= attributes_for_actors(
+                self.ray_actors, self.settings.ray_address, self.frame_stack, self.vec_env_wrapper
+            )
         with self.replacing, replaced(self, **settings):
             return super().create_envs(n_envs, eval_env, no_log)
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """
+        :param trial: of ``-optimize``
+        :return: its value
+        """
+        if self.settings.ray_address is None:
+            return super().objective(trial)
+        from sb3_per_dqn.cluster.trials import remote_objective
+
+        return remote_objective(self, trial, lambda: self.guard.interrupted)
+
+    def hyperparameters_optimization(self) -> None:
+        """
+        On a cluster, an interruption ends all trials that are running, and then the command, with its report.
+
+        :raises KeyboardInterrupt: if it was interrupted
+        """
+        if self.settings.ray_address is None:
+            super().hyperparameters_optimization()
+            return
+        self.guard.message = b"\nStopping all trials. Once more stops at once.\n"
+        with self.guard.listening():
+            try:
+                super().hyperparameters_optimization()
+            except ValueError:  # the zoo's report wants a trial that was completed
+                if not self.guard.interrupted:
+                    raise
+        if self.guard.interrupted:
+            raise self.guard.exception
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of an optimization, for a trial on a cluster: without what belongs to this process."""
+        return {name: value for name, value in vars(self).items() if name not in ("replacing", "guard", "callbacks")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, replacing=RLock(), guard=InterruptGuard(), callbacks=[])
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
