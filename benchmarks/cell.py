@@ -41,6 +41,7 @@ from sb3_per_dqn.sharing import EnvironmentSettings, export_model
 from sb3_per_dqn.sharing.small import round_weights
 from sb3_per_dqn.zoo import GAME_WRAPPER
 from sb3_per_dqn.zoo.evaluation import limited
+from sb3_per_dqn.zoo.remote import actors_arguments, attributes_for_actors
 
 LOG = "log.txt"  # in a run's folder: warnings, and what went wrong
 ROW = "row.json"  # the result
@@ -125,12 +126,17 @@ def make_env(cell: Cell, seed: int, n_envs: int, evaluation: bool = False, **kwa
         register_minatar()
     given = cell.settings["hyperparameters"]
     if given.get("env_wrapper") == GAME_WRAPPER:
+        if "ray_actors" in given:
+            raise ValueError(f"ray_actors={given['ray_actors']!r} is for other games than Atari's: leave it out.")
         stack = given.get("frame_stack", 1)
         return make_atari_vec_env(cell.game, n_envs, seed, frame_stack=stack, evaluation=evaluation, **kwargs)
     if "frame_stack" in given:
         raise ValueError(f"frame_stack={given['frame_stack']!r} is for env_wrapper: {GAME_WRAPPER}: leave it out.")
     if evaluation:
         kwargs["env_kwargs"] = limited(cell.game, {})
+    elif "ray_actors" in given:
+        attributes = attributes_for_actors(actors_arguments(given["ray_actors"], given.get("n_envs", 1)))
+        kwargs = {"vec_env_cls": attributes["vec_env_class"], **kwargs}
     return make_vec_env(cell.game, n_envs, seed, wrapper_class=get_wrapper_class(given), **kwargs)
 
 

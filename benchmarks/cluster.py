@@ -1,9 +1,9 @@
 """
 How fast do actors on a Ray cluster play, and what does each stage of it cost?
 
-``python -m benchmarks.cluster cartpole`` or ``breakout`` (MinAtar's) trains with 1, 2 and 4 actors, and prints one
-markdown table. Each run is first trained for ``--warm-up`` steps (in which networks, memory and processes find their
-size), and then measured for ``--steps``. Of these:
+``python -m benchmarks.cluster cartpole``, ``minatar`` or ``atari`` (Breakout, both) trains with 1, 2 and 4 actors, and
+prints one markdown table. Each run is first trained for ``--warm-up`` steps (in which networks, memory and processes
+find their size), and then measured for ``--steps``. Of these:
 
 - environment steps a second: of the whole run, gradient steps included, at the replay ratio of the task's settings in
   ``hyperparams/`` (``--ratio`` is another; 0 is playing without learning);
@@ -29,9 +29,11 @@ from typing import Any
 
 import gymnasium as gym
 import ray
+from stable_baselines3.common.vec_env import VecFrameStack
 
 from benchmarks.priorities import positive
 from sb3_per_dqn import PerDoubleDQN
+from sb3_per_dqn.atari import AtariGameWrapper
 from sb3_per_dqn.cluster import RemoteActors
 from sb3_per_dqn.minatar import ChannelFirst, MinAtarPolicy, register_minatar
 
@@ -39,12 +41,19 @@ OF_ACTOR = ("acting", "environment", "packing", "waiting")
 OF_LEARNER = ("waiting", "fetching", "unpacking", "storing", "gradient")
 
 
-def breakout() -> gym.Env[Any, Any]:
+def minatar() -> gym.Env[Any, Any]:
     """
     :return: MinAtar's Breakout, as in ``hyperparams/minatar_300k.yml``
     """
     register_minatar()
     return ChannelFirst(gym.make("MinAtar/Breakout-v0"))
+
+
+def atari() -> gym.Env[Any, Any]:
+    """
+    :return: Breakout's frames, one by one; they are stacked in the actors
+    """
+    return AtariGameWrapper(gym.make("BreakoutNoFrameskip-v4"))
 
 
 CARTPOLE: dict[str, Any] = {
@@ -55,7 +64,8 @@ CARTPOLE: dict[str, Any] = {
     "n_steps": 3,
     "target_update_interval": 200,
 }
-BREAKOUT: dict[str, Any] = {
+ATARI: dict[str, Any] = {"policy": "CnnPolicy", "learning_rate": 1e-4, "batch_size": 32}
+MINATAR: dict[str, Any] = {
     "policy": MinAtarPolicy,
     "learning_rate": 2.5e-4,
     "batch_size": 32,
@@ -64,7 +74,8 @@ BREAKOUT: dict[str, Any] = {
 # how an environment is made, arguments of the model, gradient steps for an environment step
 TASKS: dict[str, tuple[Callable[[], Any], dict[str, Any], float]] = {
     "cartpole": (partial(gym.make, "CartPole-v1"), CARTPOLE, 8 / 16),
-    "breakout": (breakout, BREAKOUT, 2 / 8),
+    "minatar": (minatar, MINATAR, 2 / 8),
+    "atari": (atari, ATARI, 1 / 4),
 }
 
 
@@ -93,7 +104,15 @@ def measured(task: str, n_actors: int, options: argparse.Namespace) -> list[floa
     """
     make, arguments, ratio = TASKS[task]
     ratio = ratio if options.ratio is None else options.ratio
-    env = RemoteActors(make, n_actors, options.envs, fragment=options.fragment, num_cpus=options.num_cpus)
+    stacks = partial(VecFrameStack, n_stack=4) if task == "atari" else None
+    env = RemoteActors(
+        make,
+        n_actors,
+        options.envs,
+        fragment=options.fragment,
+        vec_env_wrapper=stacks,
+        num_cpus=options.num_cpus,
+    )
     lanes = n_actors * options.envs
     model = Measured(
         env=env,
@@ -143,7 +162,7 @@ def main() -> None:
         ray.init(address=options.ray_address)
     else:
         cpus = max(os.cpu_count() or 1, round(options.num_cpus * max(options.actors) + 0.5))  # Ray's count, not ours
-        ray.init(num_cpus=cpus, include_dashboard=False)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False)
     columns = [
         "actors",
         "steps/s",

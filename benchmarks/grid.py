@@ -5,7 +5,7 @@ Grids of runs, games × variants × seeds, as the files in ``benchmarks/grids/``
     games: [MinAtar/Breakout-v0]             # entries of that file
     seeds: [0, 1, 2]
     n_timesteps: 300000                      # else the file's
-    evaluation_episodes: 30                  # games of the final model
+    evaluation_episodes: 30                  # games of the final model; or {a game: so many}, and 30 of the others
     set: {batch_size: 64}                    # in place of the file's, for every variant
     reference: {MinAtar/Breakout-v0: 10}     # a score that counts as 1; [low, high] count as 0 and 1
     variants:
@@ -37,11 +37,12 @@ from sb3_per_dqn.checks import OUR_KEYS, ZOO_KEYS, arguments_of, check_keys
 ROOT = Path(__file__).parents[1]
 GRIDS = ROOT / "benchmarks" / "grids"
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"dqn": DQN, "qrdqn": QRDQN, "per_ddqn": PerDoubleDQN}
-FOR_THE_ENVIRONMENT = {"env_wrapper", "frame_stack", "n_envs", "n_timesteps"}
+FOR_THE_ENVIRONMENT = {"env_wrapper", "frame_stack", "n_envs", "n_timesteps", "ray_actors"}
 FOR_ALL = {"exploration"}  # an argument of ours, but others can be given the same schedule
 OURS_ALONE = arguments_of(PerDoubleDQN) - arguments_of(DQN) - FOR_ALL
 GRID_KEYS = {"conf_file", "games", "seeds", "n_timesteps", "evaluation_episodes", "set", "reference", "variants"}
 VARIANT_KEYS = {"algo", "label", "conf_file", "set", "games"}
+EVALUATION_EPISODES = 30
 NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -129,6 +130,8 @@ def _grid(name: str, given: dict[str, Any]) -> Grid:
     _check_keys(given.get("set", {}), None, "in set")
     _check_list("games", games, str)
     _check_list("seeds", seeds, int)
+    if isinstance(given.get("evaluation_episodes"), dict):
+        _check_keys(given["evaluation_episodes"], set(games), "in evaluation_episodes")
     if not isinstance(variants, dict) or not variants:
         raise ValueError(f"variants={variants!r} must be name: {{algo: ...}}, one or more.")
     for variant, of_variant in variants.items():
@@ -159,7 +162,9 @@ def _settings(grid: dict[str, Any], game: str, variant: str) -> dict[str, Any]:
     hyperparameters = {**of_all, **given.get("set", {}), **given.get("games", {}).get(game, {})}
     n_timesteps = hyperparameters.pop("n_timesteps", None)
     _check_hyperparameters(hyperparameters, algorithm, f"{variant}, {game}")
-    episodes = grid.get("evaluation_episodes", 30)
+    episodes = grid.get("evaluation_episodes", EVALUATION_EPISODES)
+    if isinstance(episodes, dict):
+        episodes = episodes.get(game, EVALUATION_EPISODES)
     for name, value in (("n_timesteps", n_timesteps), ("evaluation_episodes", episodes)):
         if not isinstance(value, (int, float)) or value < 1 or value != int(value):
             raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")

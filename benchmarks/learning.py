@@ -8,7 +8,7 @@ Ctrl-C or SIGTERM ends it in good order, and the same command goes on. Runs of P
 for bit; those of SB3's DQN and of QRDQN, and of environments whose state cannot be read (LunarLander), begin anew.
 A run that fails does so alone.
 
-With ``--ray-address`` the runs are tasks of a Ray cluster (``local`` begins one on this machine).
+With ``--ray-address`` the runs are on the nodes of a Ray cluster (``local`` begins one on this machine).
 """
 
 import argparse
@@ -27,12 +27,12 @@ from filelock import FileLock, Timeout
 from benchmarks.cell import LOG, ROW, try_out
 from benchmarks.grid import Cell, Grid, read_grid
 from benchmarks.processes import Processes
-from benchmarks.ray_tasks import RayTasks
+from benchmarks.ray_runs import RayRuns
 from benchmarks.rows import RESULTS, Row, add_row, key_of, read_rows
 from sb3_per_dqn.checkpoint.run import EVERY
 
 
-def run_cells(cells: Sequence[Cell], processes: Processes | RayTasks, results: Path) -> int:
+def run_cells(cells: Sequence[Cell], processes: Processes | RayRuns, results: Path) -> int:
     """
     :param cells: to run
     :param processes: to run them, on this machine or on a cluster
@@ -134,15 +134,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f"benchmarks.learning: {error}\n")
     given = working, args.processes, args.every, args.agents
     try:
-        processes = Processes(*given) if args.ray_address is None else RayTasks(*given, address=args.ray_address)
+        processes = Processes(*given) if args.ray_address is None else RayRuns(*given, address=args.ray_address)
     except ModuleNotFoundError:
         parser.exit(2, "benchmarks.learning: --ray-address needs Ray: pip install 'sb3-per-dqn[ray]'\n")
     except (ConnectionError, ValueError) as error:
         parser.exit(2, f"benchmarks.learning: --ray-address {args.ray_address}: {' '.join(str(error).split())}\n")
-    print(f"{grid.name}: {len(cells)} runs, {args.processes} at a time", flush=True)
     with lock, ExitStack() as stack:
         for signum in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, signum, signal.signal(signum, processes.stop))
+        print(f"{grid.name}: {len(cells)} runs, {args.processes} at a time", flush=True)
         return run_cells(cells, processes, args.output / f"{grid.name}.jsonl")
 
 

@@ -125,6 +125,8 @@ def test_an_interrupted_grid_goes_on_with_the_same_rows(whole: Path, tmp_path: P
         ({"conf_file": "no_package:dqn.yml"}, "there is no package no_package"),
         ({"n_timesteps": 0}, "n_timesteps=0 must be a whole number"),
         ({"evaluation_episodes": 1.5}, "evaluation_episodes=1.5 must be a whole number"),
+        ({"evaluation_episodes": {"CartPole-v1": 0}}, "evaluation_episodes=0 must be a whole number"),
+        ({"evaluation_episodes": {"CartPole": 9}}, "in evaluation_episodes; did you mean CartPole-v1?"),
         ({"variants": {"a": {"algo": "ddqn"}}}, "algo='ddqn' must be one of dqn, qrdqn, per_ddqn"),
         ({"variants": {"a": {"algo": "dqn", "sets": {}}}}, "nothing reads 'sets' in variant a; did you mean set?"),
         ({"variants": {False: {"algo": "dqn"}}}, "variants: False must be a word"),
@@ -149,6 +151,13 @@ def test_what_is_wrong_with_a_grid_is_one_line_before_anything_starts(
     assert re.search(message, error)
     assert (out, error.count("\n")) == ("", 1)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_game_may_be_evaluated_for_longer(tmp_path: Path) -> None:
+    games = ["CartPole-v1", "Acrobot-v1"]
+    grid = write_grid(tmp_path, games=games, evaluation_episodes={"Acrobot-v1": 70}, seeds=[0])
+    cells = [cell for cell in read_grid(grid).cells if cell.variant == "ours"]
+    assert [(cell.game, cell.settings["evaluation_episodes"]) for cell in cells] == [(games[0], 30), (games[1], 70)]
 
 
 @pytest.mark.parametrize(
