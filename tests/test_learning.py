@@ -134,3 +134,47 @@ def test_notices_weights_that_do_not_correct(monkeypatch: pytest.MonkeyPatch, br
 def test_notices_the_worst_action_in_the_place_of_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(th.Tensor, "argmax", th.Tensor.argmin)  # double Q's choice; all play is random
     assert not learns_the_average()
+
+
+class RareReward(gym.Env[np.ndarray, int]):
+    """One step, and one action, which is worth 1 once in ten times, and otherwise nothing."""
+
+    observation_space = spaces.Box(0, 1, (1,), np.float32)
+    action_space: Any = spaces.Discrete(1)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return np.ones(1, np.float32), float(self.np_random.random() < 0.1), True, False, {}
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_what_chance_is_worth_by_beta(beta: float) -> None:
+    """
+    Where rewards are a matter of chance, an error says how lucky a transition was. Draws and weights together count
+    each by |delta|^(alpha (1 - beta)), so what is learned is where p (1 - q)^k = (1 - p) q^k, k = 1 + alpha (1 - beta).
+    """
+    model = PerDoubleDQN(
+        "MlpPolicy",
+        RareReward(),
+        policy_kwargs={"net_arch": []},
+        learning_rate=lambda left: 1e-2 * left,
+        buffer_size=4000,
+        batch_size=64,
+        learning_starts=1000,
+        train_freq=1,
+        prioritized_replay_alpha=0.6,
+        prioritized_replay_beta=beta,
+        seed=0,
+        device="cpu",
+    )
+    model.learn(4000)
+    buffer: Any = model.replay_buffer
+    p = buffer.rewards.mean()
+    odds = ((1 - p) / p) ** (1 / (1 + 0.6 * (1 - beta)))
+    with th.no_grad():
+        assert model.q_net(th.ones(1, 1)).item() == pytest.approx(1 / (1 + odds), abs=0.01)
