@@ -67,6 +67,7 @@ class PerDoubleDQN(PersistentDQN):
     :param prioritized_replay_beta: how far importance-sampling weights correct for it, in [0, 1]: a number, a schedule
         of ``progress_remaining``, or endpoints ``[(elapsed_fraction, value), ...]``
     :param prioritized_replay_eps: added to every absolute TD error, above 0
+    :param prioritized_replay_normalize_weights: by the largest of the whole ``"memory"``, or of the ``"batch"``
     :param exploration: probability of a random action, in [0, 1]: a number, a schedule of ``progress_remaining``, or
         endpoints ``[(elapsed_fraction, value), ...]``; ``None`` keeps SB3's linear decay
     :param per_env_exploration: decide for each environment whether it explores; SB3 tosses one coin for all of them
@@ -106,6 +107,7 @@ class PerDoubleDQN(PersistentDQN):
         prioritized_replay_alpha: float = 0.6,
         prioritized_replay_beta: ScheduleLike = ((0.0, 0.4), (1.0, 1.0)),
         prioritized_replay_eps: float = 1e-6,
+        prioritized_replay_normalize_weights: str = "memory",
         exploration: ScheduleLike | None = None,
         per_env_exploration: bool = True,
         speedups: Speed = "safe",
@@ -118,6 +120,7 @@ class PerDoubleDQN(PersistentDQN):
         self.prioritized_replay_alpha = prioritized_replay_alpha
         self.prioritized_replay_beta = prioritized_replay_beta
         self.prioritized_replay_eps = prioritized_replay_eps
+        self.prioritized_replay_normalize_weights = prioritized_replay_normalize_weights
         self.exploration = exploration
         self.per_env_exploration = per_env_exploration
         self.speedups = speedups
@@ -153,7 +156,10 @@ class PerDoubleDQN(PersistentDQN):
                 f"{', '.join(self.policy_aliases)}, or a subclass of one of them."
             )
         check_priority_arguments(
-            self.prioritized_replay_alpha, self.prioritized_replay_eps, prefix="prioritized_replay_"
+            self.prioritized_replay_alpha,
+            self.prioritized_replay_eps,
+            self.prioritized_replay_normalize_weights,
+            prefix="prioritized_replay_",
         )
         finite = self._FINITE if callable(self.learning_rate) else (*self._FINITE, "learning_rate")
         for name in finite:
@@ -211,6 +217,7 @@ class PerDoubleDQN(PersistentDQN):
         self.replay_buffer_kwargs = {
             "alpha": self.prioritized_replay_alpha,
             "eps": self.prioritized_replay_eps,
+            "normalize_weights": self.prioritized_replay_normalize_weights,
             "n_steps": self.n_steps,
             "gamma": self.gamma,
             **self.replay_buffer_kwargs,

@@ -113,6 +113,7 @@ STEPS, EVERY = 480, 104
     [
         (cartpole, {}),
         (cartpole, {"n_steps": 3, "replay_buffer_kwargs": {"single_frames": False}}),
+        (cartpole, {"replay_buffer_kwargs": {"normalize_weights": "batch"}}),
         (cartpole, {"prioritized_replay": False}),
         (cartpole, {"prioritized_replay": False, "n_steps": 3}),
         (cartpole, {"replay_buffer_class": DeviceReplayBuffer}),

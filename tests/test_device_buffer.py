@@ -50,13 +50,17 @@ def dict_frames() -> VecEnv:
     return make_vec_env(lambda: TimeLimit(DictFrames(Frames()), 6), 2, seed=0)
 
 
-@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize(("n_steps", "normalize_weights"), [(1, "memory"), (3, "memory"), (1, "batch")])
 @pytest.mark.parametrize(
     ("make_env", "policy"),
     [(corridor, "MlpPolicy"), (stacked_frames, "CnnPolicy"), (dict_frames, "MultiInputPolicy")],
 )
 def test_training_is_the_same_with_either_memory(
-    make_env: Callable[[], VecEnv], policy: str, n_steps: int, monkeypatch: pytest.MonkeyPatch
+    make_env: Callable[[], VecEnv],
+    policy: str,
+    n_steps: int,
+    normalize_weights: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the same random numbers: draws, returns, weights, priorities, and what is logged of them."""
 
@@ -67,7 +71,14 @@ def test_training_is_the_same_with_either_memory(
     monkeypatch.setattr(device_store, "SPARE", 1)  # these episodes are short, and their oldest would be forgotten
     models = []
     for replay_buffer_class in (PrioritizedReplayBuffer, DeviceReplayBuffer):
-        model = make(make_env(), policy, n_steps=n_steps, replay_buffer_class=replay_buffer_class, speedups="none")
+        model = make(
+            make_env(),
+            policy,
+            n_steps=n_steps,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs={"normalize_weights": normalize_weights},
+            speedups="none",
+        )
         models.append(model.learn(300))
     mine, other = models
     assert mine._n_updates == other._n_updates > 40

@@ -610,13 +610,15 @@ def test_all_settings_survive(tmp_path: Path) -> None:
         "prioritized_replay_alpha": 0.3,
         "prioritized_replay_beta": 0.7,
         "prioritized_replay_eps": 0.01,
+        "prioritized_replay_normalize_weights": "batch",
         "per_env_exploration": False,
         "exploration": 0.2,
     }
     make(**settings, policy_kwargs={"dueling": False}).save(tmp_path / "model")
     loaded = PerDoubleDQN.load(tmp_path / "model", device="cpu")
     assert {name: getattr(loaded, name) for name in settings} == settings
-    assert (buffer_of(loaded).alpha, buffer_of(loaded).eps) == (0.3, 0.01)
+    buffer = buffer_of(loaded)
+    assert (buffer.alpha, buffer.eps, buffer.normalize_weights) == (0.3, 0.01, "batch")
     assert not hasattr(loaded.q_net, "value_net")
 
 
@@ -845,6 +847,7 @@ def test_a_built_in_environment_by_name_and_positional_arguments() -> None:
     [
         *(("prioritized_replay_alpha", value) for value in (-0.1, 1.5, math.nan, "high")),
         *(("prioritized_replay_eps", value) for value in (0.0, -1.0, math.inf, math.nan)),
+        *(("prioritized_replay_normalize_weights", value) for value in ("all", True, None)),
         *(("prioritized_replay_beta", value) for value in (-0.1, 1.5, math.nan, [[0, 0.4], [1, 2.0]], [], "high")),
         *(("exploration", value) for value in (-0.1, 1.5, math.nan, [[0.5, 1.0], [0.2, 0.1]], lambda left: 2.0)),
         *(("gamma", value) for value in (math.nan, math.inf, "0.99", None)),

@@ -383,19 +383,23 @@ def test_new_transitions_do_not_swamp_small_errors() -> None:
     td_errors=st.lists(st.floats(0, 1e6), min_size=1, max_size=20),
     alpha=st.floats(0, 1),
     beta=st.floats(0, 1),
+    normalize_weights=st.sampled_from(["memory", "batch"]),
+    count=st.integers(1, 40),
 )
 @settings(max_examples=50, deadline=None)
-def test_weights_equal_their_closed_form(td_errors: list[float], alpha: float, beta: float) -> None:
-    """TRAPS 13: (N P(i))^-beta over the largest of all, float32 of shape (batch, 1), and in (0, 1]."""
+def test_weights_equal_their_closed_form(
+    td_errors: list[float], alpha: float, beta: float, normalize_weights: str, count: int
+) -> None:
+    """TRAPS 13: (N P(i))^-beta over the largest, of all or of the batch, float32 of shape (batch, 1), and in (0, 1]."""
     size = len(td_errors)
-    buffer = filled_buffer(size, alpha=alpha)
+    buffer = filled_buffer(size, alpha=alpha, normalize_weights=normalize_weights)
     buffer.update_priorities(np.arange(size), np.array(td_errors))
     probabilities = (np.array(td_errors) + 1e-6) ** alpha
     probabilities /= probabilities.sum()
     weights = (size * probabilities) ** -beta
-    weights /= weights.max()
-    batch = buffer.sample(40, beta=beta)
-    assert batch.weights.shape == (40, 1)
+    batch = buffer.sample(count, beta=beta)
+    weights /= (weights if normalize_weights == "memory" else weights[batch.indices]).max()
+    assert batch.weights.shape == (count, 1)
     assert batch.weights.dtype == th.float32
     np.testing.assert_allclose(batch.weights.numpy().ravel(), weights[batch.indices], rtol=1e-5)
     assert ((batch.weights > 0) & (batch.weights <= 1)).all()
@@ -674,6 +678,17 @@ def test_bad_eps(eps: Any) -> None:
 def test_a_switch_is_a_bool(argument: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{argument}="):
         pair_buffer(4, **{argument: value})
+
+
+@pytest.mark.parametrize("value", ["all", None, True])
+def test_bad_normalization(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^normalize_weights=.*memory or batch"):
+        pair_buffer(4, normalize_weights=value)
+
+
+def test_weights_of_the_batch_need_no_third_tree() -> None:
+    of_memory, of_batch = filled_buffer(1000), filled_buffer(1000, normalize_weights="batch")
+    assert of_batch.nbytes <= of_memory.nbytes - 8 * 1000
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, math.nan])

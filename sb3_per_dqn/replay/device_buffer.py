@@ -195,7 +195,7 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
     @property
     def numbers(self) -> tuple[float, ...]:
         """What else they depend on."""
-        return self.alpha, self.eps, self._forgotten_transitions
+        return self.alpha, self.eps, self.normalize_weights == "memory", self._forgotten_transitions
 
     def to(self, device: th.device) -> None:
         """
@@ -286,11 +286,13 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
 
     def _importance_sampling_weights(self, slots: Any, beta: Any) -> Any:
         """
-        (N P(i))^-beta over its maximum in the whole buffer (Sec. 3.4): N and the sum in P cancel out.
+        (N P(i))^-beta over its maximum in the memory or in the batch (Sec. 3.4): N and the sum in P cancel out.
 
         :return: weights in (0, 1], float32, shape (batch,)
         """
-        weights = (self._priorities.smallest / self._priorities[slots]) ** beta
+        priorities = self._priorities[slots]
+        smallest = self._priorities.smallest if self.normalize_weights == "memory" else priorities.min()
+        weights = (smallest / priorities) ** beta
         return weights.clamp(min=TINY).float()
 
     def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None) -> ReplayBufferSamples:

@@ -22,6 +22,7 @@ IntArray = npt.NDArray[np.int64]
 
 LOST_STEP = "sb3_per_dqn/lost_step"  # key of an info: nobody knows what this step did
 TD_ERROR = "sb3_per_dqn/td_error"  # likewise: TD error of the n-step window that begins here
+NORMALIZATIONS = "memory", "batch"  # whose largest weight counts as 1
 TREES_NBYTES = 25  # of a transition: the leaves of three trees, and what stands above them
 TINY = float(np.finfo(np.float32).tiny)  # no weight may vanish when it is rounded to float32
 
@@ -70,6 +71,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     :param single_frames: ``None`` keeps each frame once where observations prove to be sliding stacks of frames, and
         whole arrays elsewhere; ``True`` demands the former (of the images in a Dict), ``False`` the latter
     :param compress_frames: compress single frames with LZ4 (an extra: ``pip install sb3-per-dqn[compression]``)
+    :param normalize_weights: by the largest that a transition of the whole ``"memory"`` has, or one of the ``"batch"``
     :raises ValueError: if an argument is out of range
     """
 
@@ -89,8 +91,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         gamma: float = 0.99,
         single_frames: bool | None = None,
         compress_frames: bool = False,
+        normalize_weights: str = "memory",
     ) -> None:
-        check_priority_arguments(alpha, eps)
+        check_priority_arguments(alpha, eps, normalize_weights)
         check_n_step_arguments(n_steps, gamma)
         check_frame_arguments(single_frames, compress_frames)
         # Past ReplayBuffer's constructor, which would allocate the observations (as SB3's DictReplayBuffer does)
@@ -105,6 +108,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self.single_frames = single_frames
         self._steps = 0
         self._forgotten_transitions = 0
+        self.normalize_weights = normalize_weights
         self._action_dtype = self._maybe_cast_dtype(action_space.dtype)
         self.compress_frames = compress_frames
         self.reset()
@@ -129,7 +133,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """Bytes held (reserved, before the buffer is full)."""
         if self._steps == 0:
             return 0
-        trees = self._priorities.nbytes + self._smallest_priority.nbytes + self._learned_priorities.nbytes
+        trees = self._priorities.nbytes + self._learned_priorities.nbytes
+        if self._smallest_priority is not None:
+            trees += self._smallest_priority.nbytes
         transitions = self.actions.nbytes + self.rewards.nbytes + self.dones.nbytes + self.timeouts.nbytes
         return trees + transitions + self._store.nbytes
 
@@ -205,7 +211,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         return observations + self._slot_nbytes * self.n_envs * max(last - self._rows_there, 0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_initial_errors": None, **state})  # older buffers have none
+        older: dict[str, Any] = {"_initial_errors": None, "normalize_weights": "memory"}
+        self.__dict__.update({**older, **state})
         self._is_loaded = self._steps > 0 and not self.compress_frames
 
     def reset(self) -> None:
@@ -326,7 +333,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     def _allocate_trees(self) -> None:
         self._priorities = SumTree(self.capacity)  # p_i^alpha
-        self._smallest_priority = MinTree(self.capacity)
+        self._smallest_priority = MinTree(self.capacity) if self.normalize_weights == "memory" else None
         self._learned_priorities = MaxTree(self.capacity)  # p_i^alpha, 0 where nothing was learned from the transition
 
     def end_segments(self, where: npt.NDArray[np.bool_] | None = None) -> None:
@@ -454,18 +461,21 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     def _set_priorities(self, slots: IntArray, priorities: npt.NDArray[np.float64] | float) -> None:
         self._priorities[slots] = priorities
-        self._smallest_priority.write(slots, priorities)
+        if self._smallest_priority is not None:
+            self._smallest_priority.write(slots, priorities)
 
     def _clear_learned(self, slots: IntArray) -> None:
         self._learned_priorities.write(slots, 0.0)
 
     def _importance_sampling_weights(self, slots: IntArray, beta: float) -> npt.NDArray[np.float32]:
         """
-        (N P(i))^-beta over its maximum in the whole buffer (Sec. 3.4): N and the sum in P cancel out.
+        (N P(i))^-beta over its maximum in the memory or in the batch (Sec. 3.4): N and the sum in P cancel out.
 
         :return: weights in (0, 1], shape (batch,)
         """
-        weights = (self._smallest_priority.root / self._priorities[slots]) ** beta
+        priorities = self._priorities[slots]
+        smallest = priorities.min() if self._smallest_priority is None else self._smallest_priority.root
+        weights = (smallest / priorities) ** beta
         return np.maximum(weights, TINY).astype(np.float32)
 
     def _serial_numbers(self, slots: IntArray) -> IntArray:
@@ -536,17 +546,20 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         return to_device(array, self.device)  # there it is always a copy
 
 
-def check_priority_arguments(alpha: float, eps: float, prefix: str = "") -> None:
+def check_priority_arguments(alpha: float, eps: float, normalize_weights: str, prefix: str = "") -> None:
     """
     :param alpha: exponent of the priorities
     :param eps: added to the absolute TD errors
+    :param normalize_weights: by the largest of what
     :param prefix: before the names, in messages
-    :raises ValueError: if alpha is outside [0, 1], or eps not above 0 and finite
+    :raises ValueError: if alpha is outside [0, 1], eps not above 0 and finite, or ``normalize_weights`` unknown
     """
     if not _is_number(alpha) or not 0.0 <= alpha <= 1.0:
         raise ValueError(f"{prefix}alpha={alpha!r} must be a number in [0, 1]; 0 draws uniformly.")
     if not _is_number(eps) or not 0.0 < eps < math.inf:
         raise ValueError(f"{prefix}eps={eps!r} must be a finite number above 0, so that every transition can be drawn.")
+    if normalize_weights not in NORMALIZATIONS:
+        raise ValueError(f"{prefix}normalize_weights={normalize_weights!r} must be {' or '.join(NORMALIZATIONS)}.")
 
 
 def check_n_step_arguments(n_steps: int, gamma: float) -> None:

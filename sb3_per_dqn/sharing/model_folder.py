@@ -55,7 +55,7 @@ ARGUMENTS = (
     *("exploration_fraction", "exploration_initial_eps", "exploration_final_eps", "max_grad_norm", "stats_window_size"),
     *("policy_kwargs", "verbose", "seed", "double_q", "prioritized_replay", "prioritized_replay_alpha"),
     *("prioritized_replay_beta", "prioritized_replay_eps", "exploration", "per_env_exploration", "speedups"),
-    "train_while_stepping",
+    *("prioritized_replay_normalize_weights", "train_while_stepping"),
 )
 
 
