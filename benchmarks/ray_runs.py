@@ -37,6 +37,9 @@ class RayRuns:
     def __init__(self, working: Path, at_most: int, every: int, agents: Path | None, address: str) -> None:
         import ray
 
+        from sb3_per_dqn.cluster.actors import check_reachable
+
+        check_reachable(address)
         self.ray = ray
         # what a node needs to find this module, wherever the driver was started
         environment = {"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}

@@ -1,6 +1,7 @@
 """Environments in Ray actors: the same as in SB3's own, to the bit, and what is said when one is lost."""
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -197,6 +198,37 @@ def test_an_attribute_that_is_set_arrives() -> None:
     env.close()
 
 
+def test_nobody_comes_back_to_life() -> None:
+    env = RayVecEnv([Plain, Plain], restarts=3, **SMALL)
+    env.reset()
+    env.close()
+    for use in (env.reset, partial(env.step, np.zeros(2, int)), partial(env.get_attr, "bonus")):
+        with pytest.raises(WorkerError, match=r"were closed.*make others"):
+            use()
+    assert env.restarted == 0
+
+
+class Wider(Plain):
+    action_space: Any = spaces.Discrete(3)
+
+
+def test_spaces_of_all_are_the_same() -> None:
+    with pytest.raises(ValueError, match=r"Environment 2 has spaces .*Discrete\(3\).* first one .*Discrete\(2\)"):
+        RayVecEnv([Plain, Plain, Wider], envs_per_actor=2, **SMALL)
+
+
+@pytest.mark.parametrize("of_all", [True, False])
+def test_a_cluster_that_is_not_there(of_all: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for a quarter of an hour."""
+    with socket.socket() as nobody:  # is bound, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConnectionError, match=f"ray_address={address}: no cluster answers there"):
+            connect(None if of_all else address)
+
+
 def test_what_comes_may_be_written_to(pair: tuple[VecEnv, VecEnv]) -> None:
     env = pair[1]
     env.reset()
@@ -362,7 +394,7 @@ def test_arguments_that_make_no_sense(kwargs: dict[str, Any], message: str) -> N
         RayVecEnv([Plain, Plain], **kwargs)
 
 
-@pytest.mark.parametrize("address", [None, "local", "1.2.3.4:5"])
+@pytest.mark.parametrize("address", [None, "local", "ray://1.2.3.4:5"])
 def test_where_ray_is_started_it_is_without_its_dashboard(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

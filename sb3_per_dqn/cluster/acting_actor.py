@@ -14,15 +14,17 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from sb3_per_dqn.cluster.actors import EnvFn, EnvironmentActor
 from sb3_per_dqn.cluster.fragment import Fragment, Version, n_step_td_errors, packed
 from sb3_per_dqn.replay.prioritized_buffer import TD_ERROR
+from sb3_per_dqn.workers import WorkerError
 
 Array = npt.NDArray[Any]
+EXPLORATION = 1  # which of a seed's streams the coins are
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Settings:
     :param policy_kwargs: its arguments, without spaces and learning rate
     :param gamma: discount factor
     :param n_steps: rewards of a window
+    :param learning_starts: steps of the learner for which all actions are random, as in SB3
     """
 
     number: int
@@ -42,6 +45,7 @@ class Settings:
     policy_kwargs: dict[str, Any]
     gamma: float
     n_steps: int
+    learning_starts: int
 
 
 def epsilons(n_envs: int, base: float, alpha: float) -> Array:
@@ -78,9 +82,14 @@ class ActingActor(EnvironmentActor):
     ) -> None:
         super().__init__(env_fns, numbers, seeds)
         venv = self.venv if wrapper is None else wrapper(self.venv)
+        if unwrap_vec_normalize(venv) is not None:
+            raise WorkerError(
+                "vec_env_wrapper puts VecNormalize around the environments: each actor would have statistics of its "
+                "own, which nobody saves. Leave it out."
+            )
         self.venv = BaseAlgorithm._wrap_env(venv)  # images with their channels first, as the learner would have them
         self._epsilons = of_all[numbers.start : numbers.stop]
-        self._random = np.random.default_rng(None if seeds is None else seeds[0])
+        self._random = _coins(None if seeds is None else seeds[0])
         self._obs: Any = None
         self._settings: Settings | None = None
         self._version = Version(-1, 0, 0)
@@ -100,7 +109,7 @@ class ActingActor(EnvironmentActor):
         :return: first observations, and what was said of them
         """
         if seeds[0] is not None:
-            self._random = np.random.default_rng(seeds[0])
+            self._random = _coins(seeds[0])
         self._obs, infos = super().reset(seeds, options)
         return self._obs, infos
 
@@ -118,7 +127,8 @@ class ActingActor(EnvironmentActor):
             self._load(settings, weights, version)
         if self._obs is None:
             self._obs = self.venv.reset()
-        rows = [self._step() for _ in range(n_steps)]
+        epsilons = np.ones_like(self._epsilons) if version.timesteps < settings.learning_starts else self._epsilons
+        rows = [self._step(epsilons) for _ in range(n_steps)]
         with self._timed("packing"):
             fragment = self._fragment(rows, settings)
         fragment.seconds, self._seconds = dict(self._seconds), defaultdict(float)
@@ -149,12 +159,12 @@ class ActingActor(EnvironmentActor):
             q_values: Array = self._policy.q_net(self._policy.obs_to_tensor(obs)[0]).float().numpy()
         return q_values
 
-    def _step(self) -> tuple[Any, ...]:
+    def _step(self, epsilons: Array) -> tuple[Any, ...]:
         obs = self._obs
         with self._timed("acting"):
             q_values = self._q_values(obs)  # (n_envs, n_actions)
             n_envs, n_actions = q_values.shape
-            explores = self._random.random(n_envs) < self._epsilons
+            explores = self._random.random(n_envs) < epsilons
             actions = np.where(explores, self._random.integers(n_actions, size=n_envs), q_values.argmax(axis=1))
         with self._timed("environment"):
             self._obs, rewards, dones, infos = self.venv.step(actions)
@@ -190,6 +200,11 @@ class ActingActor(EnvironmentActor):
                 else np.stack(last)
             )
             next_values[tuple(np.transpose(cut))] = self._q_values(batch).max(axis=-1)
+
+
+def _coins(seed: int | None) -> np.random.Generator:
+    """Not those of the first environment, which has the same seed."""
+    return np.random.default_rng(None if seed is None else [seed, EXPLORATION])
 
 
 def _no_learning(_: float) -> float:

@@ -1,5 +1,7 @@
 """Ray actors with environments in them, and what all vectorized environments that consist of such have in common."""
 
+import os
+import socket
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +28,7 @@ from sb3_per_dqn.workers import (
     replacement_seed,
 )
 
+ANSWER_SECONDS = 10.0  # that a cluster has, to be there
 EnvFn = Callable[[], gym.Env[Any, Any]]
 Answer = tuple[VecEnvObs, np.ndarray, np.ndarray, list[dict[str, Any]], list[dict[str, Any]]]
 
@@ -155,8 +158,8 @@ class ActorVecEnv(VecEnv):
         num_cpus: float,
         ray_address: str | None,
     ) -> None:
-        if not env_fns:
-            raise ValueError(f"env_fns={env_fns!r} must be a list of functions, one or more.")
+        if not env_fns or not all(map(callable, env_fns)):
+            raise ValueError(f"env_fns={env_fns!r} must be a list of functions that make environments, one or more.")
         check_whole("envs_per_actor", envs_per_actor, 1)
         check_replacement(timeout, restarts)
         if not is_number(num_cpus) or num_cpus < 0:
@@ -175,8 +178,11 @@ class ActorVecEnv(VecEnv):
         self._check_room()
         try:
             self._actors = [self._start(actor) for actor in range(len(self._parts))]
-            of_observations, of_actions = self._asked([(0, "spaces", ())])[0]
-            super().__init__(len(env_fns), of_observations, of_actions)
+            of_all = self._asked([(actor, "spaces", ()) for actor in range(len(self._parts))])
+            for part, spaces in zip(self._parts, of_all, strict=True):
+                if spaces != of_all[0]:
+                    raise ValueError(f"Environment {part.start} has spaces {spaces}, and the first one {of_all[0]}.")
+            super().__init__(len(env_fns), *of_all[0])
             self.metadata = self.get_attr("metadata", 0)[0]
         except BaseException:
             self.close()
@@ -192,6 +198,10 @@ class ActorVecEnv(VecEnv):
                 f"{there:g}: num_cpus={np.floor(100 * there / len(self._parts)) / 100:g} would fit, or fewer actors."
             )
 
+    def _check_open(self) -> None:
+        if self.closed or not ray.is_initialized():
+            raise WorkerError("These environments were closed, or Ray was shut down: make others.")
+
     def _start(self, actor: int, seeds: list[int | None] | None = None) -> Any:
         part = self._parts[actor]
         made: Any = ray.remote(self._actor_class).options(num_cpus=self.num_cpus)
@@ -203,6 +213,7 @@ class ActorVecEnv(VecEnv):
         :param message: why
         :raises WorkerError: if no more may be replaced
         """
+        self._check_open()
         if self.restarted >= self.restarts:
             raise WorkerError(message)
         self.restarted += 1
@@ -239,6 +250,7 @@ class ActorVecEnv(VecEnv):
         :return: the answers
         :raises WorkerError: as for ``_answer``
         """
+        self._check_open()
         refs = [getattr(self._actors[actor], method).remote(*args) for actor, method, args in questions]
         return [self._got(*question, ref) for question, ref in zip(questions, refs, strict=True)]
 
@@ -347,23 +359,40 @@ class ActorVecEnv(VecEnv):
         self.closed = True
         if not ray.is_initialized():  # and so they are gone
             return
-        with suppress(RayError):
+        with suppress(Exception):  # Ray may have been shut down and started again: it knows none of them then
             ray.wait(
                 [actor.ask.remote("close") for actor in self._actors],
                 num_returns=max(len(self._actors), 1),
                 timeout=END_SECONDS,
             )
         for actor in self._actors:
-            ray.kill(actor)
+            with suppress(Exception):
+                ray.kill(actor)
 
 
 def connect(address: str | None) -> None:
     """
     :param address: of a cluster; ``None`` takes that of ``RAY_ADDRESS``, or of ``ray start`` on this machine, or starts
         Ray here, and ``"local"`` does so in any case
+    :raises ConnectionError: if nobody answers there
     """
     if not ray.is_initialized():
+        check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address=address, include_dashboard=False)  # one port less, if it is started
+
+
+def check_reachable(address: str) -> None:
+    """
+    :param address: of a cluster. That it is there is checked for ``HOST:PORT``, where Ray would try for many minutes
+    :raises ConnectionError: if nobody answers there
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"ray_address={address}: no cluster answers there ({error}).") from None
 
 
 def joined(parts: Sequence[Any]) -> Any:

@@ -48,6 +48,7 @@ class RayVecEnv(ActorVecEnv):
         """
         :param actions: one for each environment
         """
+        self._check_open()
         self._actions = actions
         self._steps = [self._step(actor) for actor in range(len(self._actors))]
 

@@ -101,8 +101,8 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
     actor's fragment follows (its own is not there yet), a stream breaks off, which replay memory takes into account.
 
     Exploration is the actors' own: the i-th of all N environments takes random actions with probability
-    ``base_eps ** (1 + eps_alpha * i / (N - 1))``, from the beginning; ``exploration`` and SB3's arguments for it are
-    without effect, and ``learning_starts`` says only when learning starts.
+    ``base_eps ** (1 + eps_alpha * i / (N - 1))``; ``exploration`` and SB3's arguments for it are without effect. Until
+    learning starts (``learning_starts``), all actions are random, as in SB3.
 
     An actor that ends, hangs, or whose environment raises an error is replaced, with a warning, while the others go on.
     What it was asked for is lost; no step comes twice.
@@ -111,9 +111,10 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
     :param n_actors: how many actors
     :param envs_per_actor: how many environments each of them has
     :param fragment: steps of each environment that an actor sends at once
-    :param publish_every: environment steps after which the actors get new weights, if there are such; ``None`` is once
-        in a fragment of all of them
-    :param max_pending: how many fragments each actor is asked for in advance, and so how many can wait in Ray's memory
+    :param publish_every: environment steps after which the actors get new weights, with what they are asked for next;
+        ``None`` is whenever they are asked for something
+    :param max_pending: for how many fragments each actor is asked when the last ones were played, the next one to be
+        played included: with 1 nobody acts meanwhile, and 2 is one in advance. So many can wait in Ray's memory
     :param base_eps: epsilon of the first environment, in [0, 1]
     :param eps_alpha: how much less the last one explores, 0 or more
     :param vec_env_wrapper: put around the vectorized environment of each actor: ``partial(VecFrameStack, n_stack=4)``
@@ -146,13 +147,15 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         for name, value in {**wholes, "max_pending": max_pending}.items():
             check_whole(name, value, 1)
         n_envs = n_actors * envs_per_actor
-        publish_every = fragment * n_envs if publish_every is None else publish_every
+        publish_every = 1 if publish_every is None else publish_every
         check_whole("publish_every", publish_every, 1)
         if not is_number(base_eps) or not 0.0 <= base_eps <= 1.0:
             raise ValueError(f"base_eps={base_eps!r} must be a number in [0, 1].")
         if not is_number(eps_alpha) or eps_alpha < 0.0:
             raise ValueError(f"eps_alpha={eps_alpha!r} must be a number, 0 or more.")
         env_fns = [env_fn] * n_envs if callable(env_fn) else list(env_fn)
+        if not all(map(callable, env_fns)):
+            raise ValueError(f"env_fn={env_fn!r} must be a function that makes an environment, or a list of such.")
         if len(env_fns) != n_envs:
             raise ValueError(
                 f"env_fn has {len(env_fns)} functions, for {n_actors} actors with {envs_per_actor} environments each: "
@@ -200,7 +203,10 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         :return: observations before the next step; its actions; and where it does not follow the last step
         :raises WorkerError: if an actor is lost and may not be replaced
         """
-        self._follow(model)
+        self._check_open()
+        if any(last is None or last.ended for last in self._playing):  # all end together
+            self._follow(model)
+            self._ask_for_more()
         broken = np.zeros(self.num_envs, dtype=bool)
         playing: list[Playback] = []
         for group, part in enumerate(self._parts):
@@ -236,12 +242,12 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         buffer, old = model.replay_buffer, self._settings
         gamma, n_steps = getattr(buffer, "gamma", model.gamma), getattr(buffer, "n_steps", model.n_steps)
         is_new = model.policy is not self._policy
-        if old is None or is_new or (old.gamma, old.n_steps) != (gamma, n_steps):
+        numbers = gamma, n_steps, model.learning_starts
+        if old is None or is_new or (old.gamma, old.n_steps, old.learning_starts) != numbers:
             number = 0 if old is None else old.number + 1
-            self._settings = Settings(number, model.policy_class, model.policy_kwargs, gamma, n_steps)
+            self._settings = Settings(number, model.policy_class, model.policy_kwargs, *numbers)
             self._settings_ref = ray.put(self._settings)
-        learned = model._n_updates != self._version.updates
-        if is_new or (learned and model.num_timesteps >= self._version.timesteps + self.publish_every):
+        if is_new or model.num_timesteps >= self._version.timesteps + self.publish_every:
             weights = {name: tensor.cpu().numpy() for name, tensor in model.policy.q_net.state_dict().items()}
             self._version = Version(self._version.number + 1, model.num_timesteps, model._n_updates)
             self._weights_ref = ray.put(weights)
@@ -255,7 +261,8 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         :return: the next fragment: its own actor's, if that is there, or else the oldest that is
         """
         while True:
-            self._ask_for_more()
+            if not self._requests:
+                self._ask_for_more()
             ref = self._finished(group)
             request = self._requests.pop(ref)
             try:
