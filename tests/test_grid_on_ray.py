@@ -1,6 +1,7 @@
 """Grids on a Ray cluster: the same rows, a run that fails alone, interruption."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -90,3 +91,13 @@ def test_runs_that_found_no_room_yet_are_not_waited_for(tmp_path: Path, monkeypa
         assert "the same command goes on" in driver.stdout.read()
     assert driver.returncode == 128 + signal.SIGTERM
     assert not list(tmp_path.glob("working/tiny/*/checkpoints"))
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as nobody:  # is bound, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(SystemExit, match="2"):
+            learning([write_grid(tmp_path), "-o", str(tmp_path), "--ray-address", address])
+    assert f"--ray-address {address}" in (said := capsys.readouterr().err)
+    assert "no cluster answers there" in said
