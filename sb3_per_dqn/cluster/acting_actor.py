@@ -37,6 +37,7 @@ class Settings:
     :param policy_kwargs: its arguments, without spaces and learning rate
     :param gamma: discount factor
     :param n_steps: rewards of a window
+    :param learning_starts: steps of the learner for which all actions are random, as in SB3
     """
 
     number: int
@@ -44,6 +45,7 @@ class Settings:
     policy_kwargs: dict[str, Any]
     gamma: float
     n_steps: int
+    learning_starts: int
 
 
 def epsilons(n_envs: int, base: float, alpha: float) -> Array:
@@ -111,14 +113,11 @@ class ActingActor(EnvironmentActor):
         self._obs, infos = super().reset(seeds, options)
         return self._obs, infos
 
-    def act(
-        self, settings: Settings, weights: dict[str, Array], version: Version, exploration: float, n_steps: int
-    ) -> Fragment:
+    def act(self, settings: Settings, weights: dict[str, Array], version: Version, n_steps: int) -> Fragment:
         """
         :param settings: of the learner
         :param weights: of its Q-network
         :param version: of these weights
-        :param exploration: probability of a random action, below which no environment comes
         :param n_steps: how many steps to make, of all environments
         :return: what happened
         """
@@ -128,7 +127,8 @@ class ActingActor(EnvironmentActor):
             self._load(settings, weights, version)
         if self._obs is None:
             self._obs = self.venv.reset()
-        rows = [self._step(np.maximum(self._epsilons, exploration)) for _ in range(n_steps)]
+        epsilons = np.ones_like(self._epsilons) if version.timesteps < settings.learning_starts else self._epsilons
+        rows = [self._step(epsilons) for _ in range(n_steps)]
         with self._timed("packing"):
             fragment = self._fragment(rows, settings)
         fragment.seconds, self._seconds = dict(self._seconds), defaultdict(float)

@@ -100,9 +100,9 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
     and ``gradient_steps`` hold exactly, for the learner waits for fragments, or the actors for it. Where another
     actor's fragment follows (its own is not there yet), a stream breaks off, which replay memory takes into account.
 
-    The i-th of all N environments takes random actions with probability ``base_eps ** (1 + eps_alpha * i / (N - 1))``,
-    and none with less than ``exploration`` (or SB3's arguments for it) says at that time: a schedule that falls to 0
-    leaves the paper's ladder. Until learning starts (``learning_starts``), all actions are random, as in SB3.
+    Exploration is the actors' own: the i-th of all N environments takes random actions with probability
+    ``base_eps ** (1 + eps_alpha * i / (N - 1))``; ``exploration`` and SB3's arguments for it are without effect. Until
+    learning starts (``learning_starts``), all actions are random, as in SB3.
 
     An actor that ends, hangs, or whose environment raises an error is replaced, with a warning, while the others go on.
     What it was asked for is lost; no step comes twice.
@@ -115,7 +115,7 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         ``None`` is whenever they are asked for something
     :param max_pending: for how many fragments each actor is asked when the last ones were played, the next one to be
         played included: with 1 nobody acts meanwhile, and 2 is one in advance. So many can wait in Ray's memory
-    :param base_eps: epsilon of the first environment, in [0, 1]; 0 leaves the model's ``exploration`` for all
+    :param base_eps: epsilon of the first environment, in [0, 1]
     :param eps_alpha: how much less the last one explores, 0 or more
     :param vec_env_wrapper: put around the vectorized environment of each actor: ``partial(VecFrameStack, n_stack=4)``
     :param timeout: seconds without an answer after which an actor is taken to hang
@@ -173,7 +173,6 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         self._settings: Settings | None = None
         self._policy: Any = None
         self._version = Version(0, 0, 0)
-        self._exploration = 1.0
         self._statistics = ActingStatistics(n_actors)
         actor_args = vec_env_wrapper, self.epsilons
         super().__init__(env_fns, envs_per_actor, ActingActor, actor_args, timeout, restarts, num_cpus, ray_address)
@@ -243,17 +242,16 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         buffer, old = model.replay_buffer, self._settings
         gamma, n_steps = getattr(buffer, "gamma", model.gamma), getattr(buffer, "n_steps", model.n_steps)
         is_new = model.policy is not self._policy
-        if old is None or is_new or (old.gamma, old.n_steps) != (gamma, n_steps):
+        numbers = gamma, n_steps, model.learning_starts
+        if old is None or is_new or (old.gamma, old.n_steps, old.learning_starts) != numbers:
             number = 0 if old is None else old.number + 1
-            self._settings = Settings(number, model.policy_class, model.policy_kwargs, gamma, n_steps)
+            self._settings = Settings(number, model.policy_class, model.policy_kwargs, *numbers)
             self._settings_ref = ray.put(self._settings)
         if is_new or model.num_timesteps >= self._version.timesteps + self.publish_every:
             weights = {name: tensor.cpu().numpy() for name, tensor in model.policy.q_net.state_dict().items()}
             self._version = Version(self._version.number + 1, model.num_timesteps, model._n_updates)
             self._weights_ref = ray.put(weights)
         self._policy = model.policy
-        starts = model.num_timesteps < model.learning_starts
-        self._exploration = 1.0 if starts else model.exploration_schedule(model._current_progress_remaining)
 
     def _next(self, group: int, timesteps: int, updates: int) -> Playback:
         """
@@ -285,7 +283,7 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
                 self._busy_since[actor] = monotonic()
             for _ in range(self.max_pending - asked[actor]):
                 ref = self._actors[actor].act.remote(
-                    self._settings_ref, self._weights_ref, self._version, self._exploration, self.fragment
+                    self._settings_ref, self._weights_ref, self._version, self.fragment
                 )
                 self._requests[ref] = Request(actor, self._streams[actor], self._asked_since[actor])
                 self._asked_since[actor] += 1
