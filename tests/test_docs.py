@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import optuna
 import pytest
+import ray
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN
@@ -63,7 +64,7 @@ def at_most(function: Callable[..., Any], **limits: int) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DQN]:
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[DQN]]:
     """
     Programs are cut short: few steps, small memory, two games in this process, no compiler, the CPU where there is no
     CUDA. The models that were trained come into this list.
@@ -86,6 +87,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DQN]:
         return make_atari_vec_env(env_id, min(n_envs, 2), emulators=emulators, **in_process, **kwargs)
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # not the cluster of another test, which may end
     monkeypatch.setattr(DQN, "__init__", make_small)
     monkeypatch.setattr(OffPolicyAlgorithm, "learn", learn_a_little)
     monkeypatch.setattr(sb3_per_dqn, "make_atari_vec_env", few_games)
@@ -94,7 +96,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DQN]:
     monkeypatch.setattr(RunCheckpoints, "__init__", at_most(RunCheckpoints.__init__, every=100))
     monkeypatch.setattr(Speedups, "compiled", lambda _, method: method)
     monkeypatch.setattr(optuna.Study, "optimize", at_most(optuna.Study.optimize, n_trials=2))
-    return models
+    yield models
+    ray.shutdown()
 
 
 def run(program: str) -> None:

@@ -57,6 +57,7 @@ ARGUMENTS = (
     *("prioritized_replay_beta", "prioritized_replay_eps", "exploration", "per_env_exploration", "speedups"),
     *("prioritized_replay_normalize_weights", "train_while_stepping"),
 )
+ADDED_LATER = {"prioritized_replay_normalize_weights"}  # of which older folders have none, and the default is as it was
 
 
 def export_model(
@@ -305,10 +306,9 @@ def _loaded(
     small = config.get("small", False)  # folders of earlier versions do not say
     if type(small) is not bool:
         raise ModelFolderError(f"small={small!r} is neither true nor false.")
-    if set(config["arguments"]) != set(ARGUMENTS):
-        raise ModelFolderError(
-            f"the arguments differ from PerDoubleDQN's: {set(config['arguments']) ^ set(ARGUMENTS)}."
-        )
+    given = set(config["arguments"]) | ADDED_LATER
+    if given != set(ARGUMENTS):
+        raise ModelFolderError(f"the arguments differ from PerDoubleDQN's: {given ^ set(ARGUMENTS)}.")
     arguments = {name: from_plain(value, classes, name) for name, value in config["arguments"].items()}
     if isinstance(arguments["train_freq"], list):
         arguments["train_freq"] = tuple(arguments["train_freq"])  # which JSON does not know, and SB3 wants
