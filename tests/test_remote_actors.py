@@ -314,7 +314,7 @@ def test_actors_explore_by_the_ladder() -> None:
 
 def test_coins_are_not_the_first_environments() -> None:
     """Both have the same seed."""
-    actor = ActingActor(None, np.array([1.0]), [lambda: gym.make("CartPole-v1")], range(1), seeds=[5])
+    actor = ActingActor(None, np.array([1.0]), [lambda: gym.make("CartPole-v1")], range(1))
     actor.reset([5], [{}])
     assert (actor._random.random(4) != np.random.default_rng(5).random(4)).all()
     actor.reset([5], [{}])
