@@ -247,7 +247,8 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
             number = 0 if old is None else old.number + 1
             self._settings = Settings(number, model.policy_class, model.policy_kwargs, *numbers)
             self._settings_ref = ray.put(self._settings)
-        if is_new or model.num_timesteps >= self._version.timesteps + self.publish_every:
+        starts = self._version.timesteps < model.learning_starts <= model.num_timesteps  # and random actions end
+        if is_new or starts or model.num_timesteps >= self._version.timesteps + self.publish_every:
             weights = {name: tensor.cpu().numpy() for name, tensor in model.policy.q_net.state_dict().items()}
             self._version = Version(self._version.number + 1, model.num_timesteps, model._n_updates)
             self._weights_ref = ray.put(weights)
