@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 from sb3_per_dqn import PerDoubleDQN
 from sb3_per_dqn.checkpoint.environments import captured_environments, restore_environments, why_not
-from sb3_per_dqn.cluster import RayVecEnv
+from sb3_per_dqn.cluster import RayVecEnv, actors
 from sb3_per_dqn.cluster.actors import connect
 from sb3_per_dqn.replay.prioritized_buffer import LOST_STEP
 from sb3_per_dqn.workers import WorkerError
@@ -392,6 +392,26 @@ def test_an_environment_that_cannot_be_made() -> None:
 def test_arguments_that_make_no_sense(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RayVecEnv([Plain, Plain], **kwargs)
+
+
+def test_processors_that_others_have_are_waited_for_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    first = RayVecEnv([Plain], num_cpus=3)
+
+    def warn(message: str, **_: Any) -> None:
+        said.append(message)
+        first.close()
+
+    monkeypatch.setattr(actors.warnings, "warn", warn)
+    RayVecEnv([Plain, Plain], num_cpus=1, timeout=300).close()
+    (message,) = said
+    assert "num_cpus=1 for each of 2 actors are 2, and others leave 1 of the cluster's 4: they are waited" in message
+
+
+def test_processors_that_are_free_are_not_waited_for(recwarn: pytest.WarningsRecorder) -> None:
+    for _ in range(3):
+        RayVecEnv([Plain, Plain], num_cpus=2, timeout=300).close()
+    assert not [str(one.message) for one in recwarn if "num_cpus" in str(one.message)]
 
 
 @pytest.mark.parametrize("address", [None, "local", "ray://1.2.3.4:5"])

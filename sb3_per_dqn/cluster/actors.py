@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from sb3_per_dqn.workers import (
 )
 
 ANSWER_SECONDS = 10.0  # that a cluster has, to be there
+ROOM_SECONDS = 3.0  # after which it is said that others have the processors: Ray counts late what has ended
 EnvFn = Callable[[], gym.Env[Any, Any]]
 Answer = tuple[VecEnvObs, np.ndarray, np.ndarray, list[dict[str, Any]], list[dict[str, Any]]]
 
@@ -191,12 +193,21 @@ class ActorVecEnv(VecEnv):
 
     def _check_room(self) -> None:
         needed = self.num_cpus * len(self._parts)
+        what = f"num_cpus={self.num_cpus:g} for each of {len(self._parts)} actors are {needed:g}, and"
         there = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
         if needed > there:
-            raise ValueError(
-                f"num_cpus={self.num_cpus:g} for each of {len(self._parts)} actors are {needed:g}, and the cluster has "
-                f"{there:g}: num_cpus={np.floor(100 * there / len(self._parts)) / 100:g} would fit, or fewer actors."
-            )
+            fits = np.floor(100 * there / len(self._parts)) / 100
+            raise ValueError(f"{what} the cluster has {there:g}: num_cpus={fits:g} would fit, or fewer actors.")
+        deadline = time.monotonic() + ROOM_SECONDS
+        while needed > (free := ray.available_resources().get("CPU", 0.0)) + 1e-6:  # type: ignore[no-untyped-call]
+            if time.monotonic() > deadline:
+                warnings.warn(
+                    f"{what} others leave {free:g} of the cluster's {there:g}: they are waited for, for "
+                    f"timeout={self.timeout:g} seconds.",
+                    stacklevel=4,
+                )
+                break
+            time.sleep(0.1)
 
     def _check_open(self) -> None:
         if self.closed or not ray.is_initialized():
