@@ -1,6 +1,7 @@
 """Environments in Ray actors: the same as in SB3's own, to the bit, and what is said when one is lost."""
 
 import os
+import re
 import socket
 import sys
 import time
@@ -386,7 +387,7 @@ def test_an_environment_that_cannot_be_made() -> None:
         ({"timeout": "60"}, "timeout='60' must be a number of seconds, above 0"),
         ({"num_cpus": -1}, "num_cpus=-1 must be a number of processors, 0 or more"),
         ({"num_cpus": None}, "num_cpus=None must be a number of processors, 0 or more"),
-        ({"num_cpus": 3}, "num_cpus=3 for each of 2 actors are 6, and the cluster has 4: num_cpus=2 would fit"),
+        ({"num_cpus": 3}, "num_cpus=3 for each of 2 actors: the cluster has 4: num_cpus=2 would fit, or fewer actors"),
     ],
 )
 def test_arguments_that_make_no_sense(kwargs: dict[str, Any], message: str) -> None:
@@ -405,12 +406,43 @@ def test_processors_that_others_have_are_waited_for_and_that_is_said(monkeypatch
     monkeypatch.setattr(actors.warnings, "warn", warn)
     RayVecEnv([Plain, Plain], num_cpus=1, timeout=300).close()
     (message,) = said
-    assert "num_cpus=1 for each of 2 actors are 2, and others leave 1 of the cluster's 4: they are waited" in message
+    assert re.match(
+        r"num_cpus=1 for each of 2 actors: others leave [\d.]+ of the cluster's 4: they are waited", message
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_cpus", "n_actors", "fits"),
+    [
+        ([7.0], 0.28, 25, None),  # 25 * 0.28 > 7 for floats
+        ([7.0], 0.3, 25, 0.28),
+        ([3.0, 3.0], 2, 3, 1.5),  # none of them is shared by two nodes
+        ([3.0, 1.0], 1, 4, None),
+        ([3.0, 1.0], 2, 2, 1.5),
+        ([], 1, 1, 0),
+    ],
+)
+def test_the_number_that_would_fit_does(
+    nodes: list[float], num_cpus: float, n_actors: int, fits: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: [*there, {"Alive": False, "Resources": {"CPU": 99.0}}])
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 99.0})
+    env = RayVecEnv.__new__(RayVecEnv)
+    env.num_cpus, env._parts = num_cpus, [range(1)] * n_actors
+    if fits is None:
+        env._check_room()
+        return
+    with pytest.raises(ValueError, match=f"num_cpus={fits:g} would fit"):
+        env._check_room()
+    if fits:
+        env.num_cpus = fits
+        env._check_room()
 
 
 def test_processors_that_are_free_are_not_waited_for(recwarn: pytest.WarningsRecorder) -> None:
     for _ in range(3):
-        RayVecEnv([Plain, Plain], num_cpus=2, timeout=300).close()
+        RayVecEnv([Plain, Plain], num_cpus=1.5, timeout=300).close()
     assert not [str(one.message) for one in recwarn if "num_cpus" in str(one.message)]
 
 

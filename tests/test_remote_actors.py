@@ -203,6 +203,22 @@ def test_transitions_enter_with_the_priorities_of_their_actors(actors: RemoteAct
         assert float(values[slot]) == pytest.approx((abs(watch.errors[step]) + 1e-6) ** 0.6)
 
 
+def test_what_an_info_has_may_be_written_to(actors: RemoteActors) -> None:
+    """Callbacks do. Arrays as Ray hands them out are read-only."""
+    ended = []
+
+    class Write(BaseCallback):
+        def _on_step(self) -> bool:
+            for info in self.locals["infos"]:
+                if "terminal_observation" in info:
+                    info["terminal_observation"][:] += 0
+                    ended.append(info)
+            return True
+
+    learner(actors).learn(100, callback=Write())
+    assert ended
+
+
 def test_uniform_replay(actors: RemoteActors) -> None:
     model = learner(actors, prioritized_replay=False)
     model.learn(200)
@@ -247,6 +263,7 @@ def naive_errors(policy: Any, fragment: Any, n_steps: int) -> list[list[float]]:
             return policy.q_net(th.as_tensor(one[None]).float())[0].numpy()
 
     n, n_envs = fragment.actions.shape
+    infos = fragment.unpickled_infos()
     errors = [[0.0] * n_envs for _ in range(n)]
     for t in range(n):
         for e in range(n_envs):
@@ -255,7 +272,7 @@ def naive_errors(policy: Any, fragment: Any, n_steps: int) -> list[list[float]]:
                 target += GAMMA**k * fragment.rewards[t + k, e]
                 k += 1
                 if fragment.dones[t + k - 1, e]:
-                    info = fragment.infos[t + k - 1][e]
+                    info = infos[t + k - 1][e]
                     if info["TimeLimit.truncated"]:
                         target += GAMMA**k * values(info["terminal_observation"]).max()
                     break
@@ -274,8 +291,9 @@ def test_errors_are_those_of_the_very_policy(actors: RemoteActors, n_steps: int)
     # in an actor: exploration and environments as they are
     fragment = ray.get(actors._actors[1].act.remote(settings, weights, Version(1000, 0, 0), 25))
     assert fragment.dones.any()
-    assert {info["TimeLimit.truncated"] for of_step in fragment.infos for info in of_step} == {False, True}
-    given = [[info[TD_ERROR] for info in of_step] for of_step in fragment.infos]
+    infos = fragment.unpickled_infos()
+    assert {info["TimeLimit.truncated"] for of_step in infos for info in of_step} == {False, True}
+    given = [[info[TD_ERROR] for info in of_step] for of_step in infos]
     np.testing.assert_allclose(given, naive_errors(policy, fragment, n_steps), rtol=1e-4)
 
 
@@ -537,7 +555,7 @@ def test_a_dump_without_a_new_fragment_repeats_what_the_last_one_said() -> None:
     """Dumps may be more frequent than fragments: an age of 0 would be wrong, and a rate of none or of one burst."""
     statistics = ActingStatistics(n_actors=1)
     steps = np.zeros((5, 2))
-    fragment = Fragment({}, steps, steps, steps, [], Version(1, 100, 10), {"waiting": 2.0})
+    fragment = Fragment({}, steps, steps, steps, b"", Version(1, 100, 10), {"waiting": 2.0})
     statistics.record(fragment, timesteps=130, updates=14)
     first = statistics.summary()
     assert (first["weights_age"], first["weights_age_updates"], first["actor_waiting"]) == (30, 4, 2)

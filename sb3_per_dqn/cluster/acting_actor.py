@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch as th
+from ray import cloudpickle
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
@@ -93,6 +94,7 @@ class ActingActor(EnvironmentActor):
         self._obs: Any = None
         self._settings: Settings | None = None
         self._version = Version(-1, 0, 0)
+        self._error: Exception | None = None
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._last = perf_counter()
 
@@ -108,10 +110,22 @@ class ActingActor(EnvironmentActor):
         :param options: likewise
         :return: first observations, and what was said of them
         """
-        if seeds[0] is not None:
-            self._random = _coins(seeds[0])
-        self._obs, infos = super().reset(seeds, options)
-        return self._obs, infos
+        with self._not_after_an_error():
+            if seeds[0] is not None:
+                self._random = _coins(seeds[0])
+            self._obs, infos = super().reset(seeds, options)
+            return self._obs, infos
+
+    @contextmanager
+    def _not_after_an_error(self) -> Iterator[None]:
+        """Some environments have made a step then, and others have not: whatever else was asked for is refused."""
+        if self._error is not None:
+            raise self._error
+        try:
+            yield
+        except Exception as error:
+            self._error = error
+            raise
 
     def act(self, settings: Settings, weights: dict[str, Array], version: Version, n_steps: int) -> Fragment:
         """
@@ -121,18 +135,19 @@ class ActingActor(EnvironmentActor):
         :param n_steps: how many steps to make, of all environments
         :return: what happened
         """
-        with self._timed("waiting"):  # since the last call
-            pass
-        with self._timed("loading"):
-            self._load(settings, weights, version)
-        if self._obs is None:
-            self._obs = self.venv.reset()
-        epsilons = np.ones_like(self._epsilons) if version.timesteps < settings.learning_starts else self._epsilons
-        rows = [self._step(epsilons) for _ in range(n_steps)]
-        with self._timed("packing"):
-            fragment = self._fragment(rows, settings)
-        fragment.seconds, self._seconds = dict(self._seconds), defaultdict(float)
-        return fragment
+        with self._not_after_an_error():
+            with self._timed("waiting"):  # since the last call
+                pass
+            with self._timed("loading"):
+                self._load(settings, weights, version)
+            if self._obs is None:
+                self._obs = self.venv.reset()
+            epsilons = np.ones_like(self._epsilons) if version.timesteps < settings.learning_starts else self._epsilons
+            rows = [self._step(epsilons) for _ in range(n_steps)]
+            with self._timed("packing"):
+                fragment = self._fragment(rows, settings)
+            fragment.seconds, self._seconds = dict(self._seconds), defaultdict(float)
+            return fragment
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -186,7 +201,8 @@ class ActingActor(EnvironmentActor):
             parts = {key: packed(np.stack([one[key] for one in all_obs]), space[key]) for key in all_obs[0]}
         else:
             parts = {"": packed(np.stack(all_obs), space)}
-        return Fragment(parts, of_actions, of_rewards, of_dones, list(infos), self._version, {})
+        sent: bytes = cloudpickle.dumps(infos)  # type: ignore[no-untyped-call]
+        return Fragment(parts, of_actions, of_rewards, of_dones, sent, self._version, {})
 
     def _mend_ends(self, next_values: Array, dones: Array, infos: Any) -> None:
         """Nothing comes after a true end; after a time limit, what its last observation is worth."""

@@ -30,6 +30,7 @@ from sb3_per_dqn.workers import (
 )
 
 ANSWER_SECONDS = 10.0  # that a cluster has, to be there
+SLACK = 1e-6  # of processors, as Ray counts them to four digits
 ROOM_SECONDS = 3.0  # after which it is said that others have the processors: Ray counts late what has ended
 EnvFn = Callable[[], gym.Env[Any, Any]]
 Answer = tuple[VecEnvObs, np.ndarray, np.ndarray, list[dict[str, Any]], list[dict[str, Any]]]
@@ -192,17 +193,23 @@ class ActorVecEnv(VecEnv):
         self.restarts = restarts
 
     def _check_room(self) -> None:
-        needed = self.num_cpus * len(self._parts)
-        what = f"num_cpus={self.num_cpus:g} for each of {len(self._parts)} actors are {needed:g}, and"
-        there = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-        if needed > there:
-            fits = np.floor(100 * there / len(self._parts)) / 100
-            raise ValueError(f"{what} the cluster has {there:g}: num_cpus={fits:g} would fit, or fewer actors.")
-        deadline = time.monotonic() + ROOM_SECONDS
-        while needed > (free := ray.available_resources().get("CPU", 0.0)) + 1e-6:  # type: ignore[no-untyped-call]
+        if self.num_cpus == 0:
+            return
+        n_actors = len(self._parts)
+        wanted = f"num_cpus={self.num_cpus:g} for each of {n_actors} actors"
+        nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        if _room(nodes, self.num_cpus) < n_actors:
+            parts = (cpus / n for cpus in nodes for n in range(1, n_actors + 1))
+            fits = max((part for part in parts if _room(nodes, part) >= n_actors), default=0.0)
+            raise ValueError(
+                f"{wanted}: the cluster has {' + '.join(f'{cpus:g}' for cpus in nodes)}: "
+                f"num_cpus={np.floor(100 * fits + SLACK) / 100:g} would fit, or fewer actors."
+            )
+        deadline, needed = time.monotonic() + ROOM_SECONDS, self.num_cpus * n_actors
+        while needed > (free := ray.available_resources().get("CPU", 0.0)) + SLACK:  # type: ignore[no-untyped-call]
             if time.monotonic() > deadline:
                 warnings.warn(
-                    f"{what} others leave {free:g} of the cluster's {there:g}: they are waited for, for "
+                    f"{wanted}: others leave {free:g} of the cluster's {sum(nodes):g}: they are waited for, for "
                     f"timeout={self.timeout:g} seconds.",
                     stacklevel=4,
                 )
@@ -233,15 +240,16 @@ class ActorVecEnv(VecEnv):
         seeds = [replacement_seed(self._first_seeds[i], self.restarted) for i in self._parts[actor]]
         self._actors[actor] = self._start(actor, seeds)
 
-    def _answer(self, actor: int, ref: Any) -> Any:
+    def _answer(self, actor: int, ref: Any, waited: bool = False) -> Any:
         """
         :param actor: whose answer it is
         :param ref: to the answer
+        :param waited: whether ``timeout`` was waited for it already
         :return: the answer
         :raises WorkerError: if the actor has ended, its environment has raised an error, or it does not answer
         """
         try:
-            return ray.get(ref, timeout=self.timeout)
+            return ray.get(ref, timeout=ANSWER_SECONDS if waited else self.timeout)
         except RayError as error:
             raise WorkerError(self._what_happened(actor, error)) from error
 
@@ -379,6 +387,15 @@ class ActorVecEnv(VecEnv):
         for actor in self._actors:
             with suppress(Exception):
                 ray.kill(actor)
+
+
+def _room(nodes: Sequence[float], num_cpus: float) -> int:
+    """
+    :param nodes: processors of each
+    :param num_cpus: that an actor takes, all of one node
+    :return: how many actors there is room for
+    """
+    return sum(int((cpus + SLACK) / num_cpus) for cpus in nodes) if num_cpus > 0 else 0
 
 
 def connect(address: str | None) -> None:

@@ -1,5 +1,6 @@
 """What an actor sends: some steps of its environments, with each frame once, and their TD errors."""
 
+import pickle
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ class Fragment:
     :param actions: shape (steps, n_envs)
     :param rewards: likewise
     :param dones: likewise
-    :param infos: of each step, one for each environment
+    :param infos: of each step, one for each environment; pickled, as arrays that Ray unpickles cannot be written to
     :param version: of the weights that acted
     :param seconds: that each stage took
     """
@@ -107,9 +108,16 @@ class Fragment:
     actions: Array
     rewards: Array
     dones: Array
-    infos: list[list[dict[str, Any]]]
+    infos: bytes
     version: Version
     seconds: dict[str, float]
+
+    def unpickled_infos(self) -> list[list[dict[str, Any]]]:
+        """
+        :return: of each step, one for each environment
+        """
+        infos: list[list[dict[str, Any]]] = pickle.loads(self.infos)
+        return infos
 
     @property
     def nbytes(self) -> int:

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
+from gymnasium.vector.utils import create_empty_array
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -17,74 +17,12 @@ from sb3_per_dqn.acting import ActingVecEnv
 from sb3_per_dqn.cluster.acting_actor import ActingActor, Settings, epsilons
 from sb3_per_dqn.cluster.actors import ActorVecEnv, EnvFn, joined
 from sb3_per_dqn.cluster.fragment import Fragment, Version
+from sb3_per_dqn.cluster.playback import Playback, Request
 from sb3_per_dqn.cluster.statistics import ActingStatistics
 from sb3_per_dqn.workers import WorkerError, check_whole, is_number
 
-WAIT_SECONDS = 1.0  # between two looks at actors that hang
-
-
-@dataclass
-class Request:
-    """
-    A fragment that is asked for.
-
-    :param actor: who is to play it
-    :param stream: counts actors, with those that replace others, and resets: what is played without a break
-    :param place: of the fragment in its stream
-    :param finished: whether it was seen to be there (or lost)
-    """
-
-    actor: int
-    stream: int
-    place: int
-    finished: bool = False
-
-
-class Playback:
-    """
-    A fragment, step by step.
-
-    :param request: by which it was asked for
-    :param fragment: that is played back
-    """
-
-    def __init__(self, request: Request, fragment: Fragment) -> None:
-        self.request = request
-        self._fragment = fragment
-        self._observations = {key: part.unpacked() for key, part in fragment.observations.items()}
-        self._step = 0
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of it was played."""
-        return self._step == len(self._fragment.actions)
-
-    def follows(self, other: "Playback | None") -> bool:
-        """
-        :param other: that was played before it
-        :return: whether nothing is between the two
-        """
-        return other is not None and self.request == replace(other.request, place=other.request.place + 1)
-
-    @property
-    def observations(self) -> Any:
-        """Before the next step (or after the last one)."""
-        now = {key: part[self._step] for key, part in self._observations.items()}
-        return now.get("", now)
-
-    @property
-    def actions(self) -> npt.NDArray[Any]:
-        """Of the next step."""
-        actions: npt.NDArray[Any] = self._fragment.actions[self._step]
-        return actions
-
-    def step(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
-        """
-        :return: what the next step gave: observations, rewards, dones, infos
-        """
-        fragment, step = self._fragment, self._step
-        self._step += 1
-        return self.observations, fragment.rewards[step], fragment.dones[step], fragment.infos[step]
+WAIT_SECONDS = 1.0  # between two looks at who has sent nothing
+PATIENCE_SECONDS = 10.0  # and two fragments' time: then others are asked for more, so that a slow one keeps its turn
 
 
 class RemoteActors(ActorVecEnv, ActingVecEnv):
@@ -105,7 +43,8 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
     learning starts (``learning_starts``), all actions are random, as in SB3.
 
     An actor that ends, hangs, or whose environment raises an error is replaced, with a warning, while the others go on.
-    What it was asked for is lost; no step comes twice.
+    What it was asked for is lost; no step comes twice. Where the cluster has no room for another one yet, the others
+    play its part.
 
     :param env_fn: makes an environment; or a list of functions, one for each environment
     :param n_actors: how many actors
@@ -118,7 +57,7 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
     :param base_eps: epsilon of the first environment, in [0, 1]
     :param eps_alpha: how much less the last one explores, 0 or more
     :param vec_env_wrapper: put around the vectorized environment of each actor: ``partial(VecFrameStack, n_stack=4)``
-    :param timeout: seconds without an answer after which an actor is taken to hang
+    :param timeout: seconds without a fragment after which an actor is taken to hang
     :param restarts: how many actors may be replaced, in all
     :param num_cpus: processors that Ray reserves for an actor
     :param ray_address: of a cluster, if Ray is not initialized yet; ``None`` takes that of ``RAY_ADDRESS``, or of
@@ -167,6 +106,8 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         self._streams = [0] * n_actors
         self._asked_since = [0] * n_actors  # fragments of the present streams
         self._busy_since = [0.0] * n_actors
+        self._begins: dict[int, Any] = {}  # what those that replaced others, and have not begun yet, will answer then
+        self._longest = 0.0  # seconds that a fragment took
         self._n_streams = 0
         self._playing: list[Playback | None] = [None] * n_actors
         self._actions: npt.NDArray[Any] | None = None
@@ -188,14 +129,43 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         """
         Begin new episodes everywhere. What is on the way is dropped.
 
-        :return: the first observations
+        :return: the first observations (zeros of an actor that has no room yet, or is replaced: ``acted`` has its own)
+        :raises WorkerError: if an actor is lost and may not be replaced
         """
+        self._check_open()
         self._requests.clear()
         self._playing = [None] * len(self._parts)
         self._policy = None  # new weights, whatever happened to them
-        obs = super().reset()
+        refs = [
+            actor.reset.remote(self._seeds[part.start : part.stop], self._options[part.start : part.stop])
+            for actor, part in zip(self._actors, self._parts, strict=True)
+        ]
+        self._notice([])
+        there = [ref for actor, ref in enumerate(refs) if actor not in self._begins]
+        ray.wait(there, num_returns=max(len(there), 1), timeout=self.timeout, fetch_local=False)
+        answers = [self._first(actor, ref) for actor, ref in enumerate(refs)]
+        obs, infos = zip(*answers, strict=True)
+        self.reset_infos = [info for of_actor in infos for info in of_actor]
+        self._reset_seeds()
+        self._reset_options()
         self._new_streams(range(len(self._parts)))
-        return obs
+        first: VecEnvObs = joined(obs)
+        return first
+
+    def _first(self, actor: int, ref: Any) -> tuple[Any, list[dict[str, Any]]]:
+        """
+        :param actor: that was told to reset its environments
+        :param ref: to its answer
+        :return: the answer, or nothing
+        """
+        if actor not in self._begins:
+            try:
+                answer: tuple[Any, list[dict[str, Any]]] = self._answer(actor, ref, waited=True)
+                return answer
+            except WorkerError as error:
+                self._replace(actor, str(error))
+        n_envs = len(self._parts[actor])
+        return create_empty_array(self.observation_space, n_envs), [{} for _ in range(n_envs)]
 
     def acted(self, model: Any) -> tuple[VecEnvObs, np.ndarray, np.ndarray]:
         """
@@ -262,8 +232,6 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         :return: the next fragment: its own actor's, if that is there, or else the oldest that is
         """
         while True:
-            if not self._requests:
-                self._ask_for_more()
             ref = self._finished(group)
             request = self._requests.pop(ref)
             try:
@@ -272,38 +240,69 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
             except RayError as error:
                 self._lose(request, error)
                 continue
+            self._longest = max(self._longest, sum(fragment.seconds.values()) - fragment.seconds.get("waiting", 0.0))
             self._statistics.record(fragment, timesteps, updates)
             with self._statistics.timed("unpacking"):
                 return Playback(request, fragment)
 
     def _ask_for_more(self) -> None:
-        asked = Counter(request.actor for request in self._requests.values())
-        busy = {request.actor for request in self._requests.values() if not request.finished}
-        for actor in range(len(self._parts)):
-            if actor not in busy:
-                self._busy_since[actor] = monotonic()
-            for _ in range(self.max_pending - asked[actor]):
-                ref = self._actors[actor].act.remote(
-                    self._settings_ref, self._weights_ref, self._version, self.fragment
-                )
-                self._requests[ref] = Request(actor, self._streams[actor], self._asked_since[actor])
-                self._asked_since[actor] += 1
+        asked = Counter(request.stream for request in self._requests.values())
+        for actor, stream in enumerate(self._streams):
+            self._ask(actor, self.max_pending - asked[stream])
+
+    def _ask(self, actor: int, fragments: int) -> None:
+        if actor not in self._owing():
+            self._busy_since[actor] = monotonic()
+        for _ in range(fragments):
+            ref = self._actors[actor].act.remote(self._settings_ref, self._weights_ref, self._version, self.fragment)
+            self._requests[ref] = Request(actor, self._streams[actor], self._asked_since[actor])
+            self._asked_since[actor] += 1
+
+    def _owing(self) -> set[int]:
+        """
+        :return: the actors that were asked for what they have not finished. (What others were asked for that they took
+            the place of will not come.)
+        """
+        unfinished = (request for request in self._requests.values() if not request.finished)
+        return {request.actor for request in unfinished if request.stream == self._streams[request.actor]}
 
     def _finished(self, group: int) -> Any:
         """
         :param group: of environments
         :return: the fragment to take, or one that is lost
+        :raises WorkerError: if nobody is there any more to send one
         """
-        wait = 0.0
+        since, wait = monotonic(), 0.0
         while True:
             refs = list(self._requests)
             with self._statistics.timed("waiting"):
-                ready, _ = ray.wait(refs, num_returns=1 if wait else len(refs), timeout=wait)
+                # finished wherever it is: with fetch_local, what is on another node would not count
+                ready, _ = ray.wait(refs, num_returns=1 if wait else len(refs), timeout=wait, fetch_local=False)
             self._notice(ready)
-            if ready:
-                there = [ref for ref in refs if self._requests[ref].finished]
+            there = [ref for ref in refs if self._requests[ref].finished]
+            if there:
                 return next((ref for ref in there if self._requests[ref].actor == group), there[0])
+            self._ask_who_is_free(since)
             wait = WAIT_SECONDS
+
+    def _ask_who_is_free(self, since: float) -> None:
+        """
+        Where nobody who was asked can be counted on, the others do more.
+
+        :param since: when the learner began to wait
+        :raises WorkerError: if there are no others
+        """
+        owing, now = self._owing(), monotonic()
+        patience = min(PATIENCE_SECONDS + 2 * self._longest, self.timeout)
+        if any(actor not in self._begins and now <= self._busy_since[actor] + patience for actor in owing):
+            return
+        for actor in set(range(len(self._parts))) - owing:
+            self._ask(actor, 1)
+        if now > since + self.timeout and self._begins.keys() >= self._owing():
+            raise WorkerError(
+                f"No actor has sent anything for {self.timeout:g} seconds: Ray has no room for those that replace "
+                "others, or their environments cannot be made."
+            )
 
     def _notice(self, ready: Sequence[Any]) -> None:
         """
@@ -311,15 +310,17 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
             replaced
         """
         now = monotonic()
+        for actor, ref in list(self._begins.items()):
+            if ray.wait([ref], timeout=0, fetch_local=False)[0]:
+                del self._begins[actor]
+                self._busy_since[actor] = now
         for ref in ready:
             request = self._requests[ref]
             if not request.finished:
                 request.finished = True
                 self._busy_since[request.actor] = now
-        for request in list(self._requests.values()):
-            actor = request.actor
-            is_late = now > self._busy_since[actor] + self.timeout
-            if is_late and not request.finished and request.stream == self._streams[actor]:
+        for actor in self._owing() - self._begins.keys():
+            if now > self._busy_since[actor] + self.timeout:
                 self._replace(actor, f"Actor {actor} has sent nothing for {self.timeout:g} seconds: it hangs.")
 
     def _lose(self, request: Request, error: RayError) -> None:
@@ -333,6 +334,7 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
 
     def _replace(self, actor: int, message: str) -> None:
         super()._replace(actor, message)
+        self._begins[actor] = self._actors[actor].spaces.remote()
         self._new_streams([actor])
 
     def _got(self, actor: int, method: str, args: tuple[Any, ...], ref: Any) -> Any:
@@ -349,4 +351,4 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         """
         :return: see ``ActingStatistics.summary``
         """
-        return {**self._statistics.summary(), "replaced": self.restarted}
+        return {**self._statistics.summary(), "replaced": self.restarted, "absent": len(self._begins)}

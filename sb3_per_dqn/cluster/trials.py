@@ -12,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LOST_NODES = 3  # that a trial may outlive
+PROPERTIES = {name for name, part in vars(optuna.Trial).items() if isinstance(part, property)}  # the rest are methods
 WAIT_SECONDS = 1.0  # between two looks at what was interrupted
 
 
@@ -58,15 +59,10 @@ class RemoteTrial:
         self.number = number
         self._questions = questions
 
-    @property
-    def params(self) -> dict[str, Any]:
-        """What was suggested so far."""
-        return dict(self._ask("params"))
-
-    def __getattr__(self, method: str) -> Callable[..., Any]:
-        if method.startswith("_"):
-            raise AttributeError(method)
-        return partial(self._ask, method)
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._ask(name) if name in PROPERTIES else partial(self._ask, name)
 
     def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return ray.get(self._questions.ask.remote(method, args, kwargs))
