@@ -114,8 +114,10 @@ class PretendRay:
     def wait(
         self, refs: Sequence[Ref], num_returns: int = 1, timeout: float = 0.0, fetch_local: bool = True
     ) -> tuple[list[Ref], list[Ref]]:
-        # as in Ray 2.60: nothing of another node is here at once
-        there = [] if self.is_far and fetch_local and not timeout else [ref for ref in refs if ref.finished]
+        there = [ref for ref in refs if ref.finished]
+        if self.is_far and fetch_local:  # as in Ray 2.60: it has to come here first, and then it counts
+            there = there[:num_returns] if timeout else []
+            self.now += min(timeout, 0.1)
         if len(there) < min(num_returns, len(refs)):
             self.now += timeout
         return there[:num_returns], []
