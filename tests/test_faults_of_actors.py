@@ -10,6 +10,7 @@ from pretend_ray import pretend_ray as pretend_ray  # a fixture
 from stable_baselines3.common.callbacks import BaseCallback
 from test_remote_actors import MAKERS, Counting, check_transitions, learner, raise_error
 
+from sb3_per_dqn.checkpoint import RunCheckpoints
 from sb3_per_dqn.cluster import RemoteActors, remote_actors
 from sb3_per_dqn.workers import WorkerError
 
@@ -173,6 +174,38 @@ def test_a_reset_goes_on_without_those_that_hang_or_have_no_room(pretend_ray: Pr
     pretend_ray.make_room(4)
     go_on(model, pretend_ray, 100)
     assert len({key[1] for key in check_transitions(model)}) == 5
+
+
+@pytest.mark.filterwarnings(IT_HANGS)
+@pytest.mark.filterwarnings("ignore:.*actors go on meanwhile")
+def test_checkpoints_are_written_while_one_has_no_room(pretend_ray: PretendRay, tmp_path: Path) -> None:
+    env = actors(3, restarts=1)
+    model = learner(env, train_freq=1, learning_starts=10**9)
+    checkpoints = RunCheckpoints(tmp_path / "run", every=300, keep=100)
+    model.learn(301, callback=checkpoints)
+    pretend_ray.handles[0].hangs = True
+    pretend_ray.room = 2
+    go_on(model, pretend_ray, 700)
+    assert env.statistics()["absent"] == 1
+    clock = Clock(pretend_ray, 2000)
+    begin = pretend_ray.now
+    model.learn(10**9, callback=[checkpoints, clock], reset_num_timesteps=False)
+    assert sum(clock.waits) == 0
+    assert pretend_ray.now - begin == pytest.approx(2000, abs=STEP)
+    assert len(checkpoints.steps) > 5
+    assert sum(len(handle.calls) for handle in pretend_ray.handles) < 10  # nothing piles up
+    pretend_ray.make_room(3)
+    go_on(model, pretend_ray, 100)
+    assert (env.restarted, env.statistics()["absent"]) == (1, 0)
+    check_transitions(model)
+
+
+@pytest.mark.filterwarnings("ignore:Actor 0 of 1")
+def test_who_was_asked_several_things_is_replaced_once(pretend_ray: PretendRay) -> None:
+    env = RemoteActors(MAKERS, 1, 4, fragment=FRAGMENT)
+    pretend_ray.kill(pretend_ray.handles[0])
+    assert env.get_attr("number") == [0, 1, 2, 3]
+    assert env.restarted == 1
 
 
 def test_what_lies_on_another_node_is_there(pretend_ray: PretendRay) -> None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch as th
@@ -50,6 +51,7 @@ ATTRIBUTES = (
     "_last_episode_starts",
     "_last_original_obs",
 )
+_IDS: WeakKeyDictionary[VecEnv, str] = WeakKeyDictionary()  # asked for once: later, an actor may be gone for a while
 NOT_OF_A_CALLBACK = {"model", "_logger", "locals", "globals", "parent", "callback", "callbacks"}
 
 
@@ -412,8 +414,10 @@ def _fit(model: Any) -> dict[str, str]:
 
 def _names_of(env: VecEnv) -> list[str]:
     layers, games = layers_of(env)
-    spec = games.get_attr("spec", indices=0)[0] if games.has_attr("spec") else None
-    return [getattr(spec, "id", "unknown"), type(games).__name__, *(type(layer).__name__ for layer in reversed(layers))]
+    if games not in _IDS:
+        spec = games.get_attr("spec", indices=0)[0] if games.has_attr("spec") else None
+        _IDS[games] = getattr(spec, "id", "unknown")
+    return [_IDS[games], type(games).__name__, *(type(layer).__name__ for layer in reversed(layers))]
 
 
 def _check_fit(model: Any, tree: Tree, where: Path) -> None:

@@ -236,6 +236,9 @@ class ActorVecEnv(VecEnv):
             raise WorkerError(message)
         self.restarted += 1
         warnings.warn(f"{message}\nIt is replaced ({self.restarted} of {self.restarts} restarts).", stacklevel=2)
+        self._start_another(actor)
+
+    def _start_another(self, actor: int) -> None:
         ray.kill(self._actors[actor])
         seeds = [replacement_seed(self._first_seeds[i], self.restarted) for i in self._parts[actor]]
         self._actors[actor] = self._start(actor, seeds)
@@ -270,10 +273,11 @@ class ActorVecEnv(VecEnv):
         :raises WorkerError: as for ``_answer``
         """
         self._check_open()
-        refs = [getattr(self._actors[actor], method).remote(*args) for actor, method, args in questions]
-        return [self._got(*question, ref) for question, ref in zip(questions, refs, strict=True)]
+        asked = [self._actors[actor] for actor, _, _ in questions]
+        refs = [getattr(one, method).remote(*args) for one, (_, method, args) in zip(asked, questions, strict=True)]
+        return [self._got(*question, one, ref) for question, one, ref in zip(questions, asked, refs, strict=True)]
 
-    def _got(self, actor: int, method: str, args: tuple[Any, ...], ref: Any) -> Any:
+    def _got(self, actor: int, method: str, args: tuple[Any, ...], asked: Any, ref: Any) -> Any:
         return self._answer(actor, ref)
 
     def _asked_each(self, method: str, args: tuple[Any, ...], indices: VecEnvIndices) -> list[Any]:

@@ -57,7 +57,8 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
     :param base_eps: epsilon of the first environment, in [0, 1]
     :param eps_alpha: how much less the last one explores, 0 or more
     :param vec_env_wrapper: put around the vectorized environment of each actor: ``partial(VecFrameStack, n_stack=4)``
-    :param timeout: seconds without a fragment after which an actor is taken to hang
+    :param timeout: seconds without a fragment after which an actor is taken to hang (a reset counts from when it is
+        asked for, though fragments may come first)
     :param restarts: how many actors may be replaced, in all
     :param num_cpus: processors that Ray reserves for an actor
     :param ray_address: of a cluster, if Ray is not initialized yet; ``None`` takes that of ``RAY_ADDRESS``, or of
@@ -107,7 +108,7 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         self._asked_since = [0] * n_actors  # fragments of the present streams
         self._busy_since = [0.0] * n_actors
         self._begins: dict[int, Any] = {}  # what those that replaced others, and have not begun yet, will answer then
-        self._longest = 0.0  # seconds that a fragment took
+        self._longest = 0.0  # seconds that a fragment took lately
         self._n_streams = 0
         self._playing: list[Playback | None] = [None] * n_actors
         self._actions: npt.NDArray[Any] | None = None
@@ -136,15 +137,18 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         self._requests.clear()
         self._playing = [None] * len(self._parts)
         self._policy = None  # new weights, whatever happened to them
-        refs = [
-            actor.reset.remote(self._seeds[part.start : part.stop], self._options[part.start : part.stop])
-            for actor, part in zip(self._actors, self._parts, strict=True)
-        ]
         self._notice([])
-        there = [ref for actor, ref in enumerate(refs) if actor not in self._begins]
-        ray.wait(there, num_returns=max(len(there), 1), timeout=self.timeout, fetch_local=False)
-        answers = [self._first(actor, ref) for actor, ref in enumerate(refs)]
-        obs, infos = zip(*answers, strict=True)
+        for actor in list(self._begins):
+            self._start_another(actor)  # for what it was asked for so far is dropped
+        refs = {
+            actor: self._actors[actor].reset.remote(
+                self._seeds[part.start : part.stop], self._options[part.start : part.stop]
+            )
+            for actor, part in enumerate(self._parts)
+            if actor not in self._begins
+        }
+        ray.wait(list(refs.values()), num_returns=max(len(refs), 1), timeout=self.timeout, fetch_local=False)
+        obs, infos = zip(*(self._first(actor, refs.get(actor)) for actor in range(len(self._parts))), strict=True)
         self.reset_infos = [info for of_actor in infos for info in of_actor]
         self._reset_seeds()
         self._reset_options()
@@ -154,11 +158,11 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
 
     def _first(self, actor: int, ref: Any) -> tuple[Any, list[dict[str, Any]]]:
         """
-        :param actor: that was told to reset its environments
+        :param actor: that was told to reset its environments, or is absent
         :param ref: to its answer
         :return: the answer, or nothing
         """
-        if actor not in self._begins:
+        if ref is not None:
             try:
                 answer: tuple[Any, list[dict[str, Any]]] = self._answer(actor, ref, waited=True)
                 return answer
@@ -240,7 +244,8 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
             except RayError as error:
                 self._lose(request, error)
                 continue
-            self._longest = max(self._longest, sum(fragment.seconds.values()) - fragment.seconds.get("waiting", 0.0))
+            seconds = sum(fragment.seconds.values()) - fragment.seconds.get("waiting", 0.0)
+            self._longest = max(0.9 * self._longest, seconds)
             self._statistics.record(fragment, timesteps, updates)
             with self._statistics.timed("unpacking"):
                 return Playback(request, fragment)
@@ -318,7 +323,8 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
             request = self._requests[ref]
             if not request.finished:
                 request.finished = True
-                self._busy_since[request.actor] = now
+                if request.stream == self._streams[request.actor]:
+                    self._busy_since[request.actor] = now
         for actor in self._owing() - self._begins.keys():
             if now > self._busy_since[actor] + self.timeout:
                 self._replace(actor, f"Actor {actor} has sent nothing for {self.timeout:g} seconds: it hangs.")
@@ -332,20 +338,22 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         if request.stream == self._streams[request.actor]:  # else its actor is replaced already
             self._replace(request.actor, self._what_happened(request.actor, error))
 
-    def _replace(self, actor: int, message: str) -> None:
-        super()._replace(actor, message)
+    def _start_another(self, actor: int) -> None:
+        super()._start_another(actor)
         self._begins[actor] = self._actors[actor].spaces.remote()
         self._new_streams([actor])
 
-    def _got(self, actor: int, method: str, args: tuple[Any, ...], ref: Any) -> Any:
+    def _got(self, actor: int, method: str, args: tuple[Any, ...], asked: Any, ref: Any) -> Any:
         while True:
             try:
                 return self._answer(actor, ref)
             except WorkerError as error:
                 if not isinstance(error.__cause__, RayActorError) or isinstance(error.__cause__, RayTaskError):
                     raise
-                self._replace(actor, str(error))
-            ref = getattr(self._actors[actor], method).remote(*args)
+                if asked is self._actors[actor]:  # who was asked several things is replaced once
+                    self._replace(actor, str(error))
+            asked = self._actors[actor]
+            ref = getattr(asked, method).remote(*args)
 
     def statistics(self) -> dict[str, float]:
         """
