@@ -107,7 +107,7 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         self._streams = [0] * n_actors
         self._asked_since = [0] * n_actors  # fragments of the present streams
         self._busy_since = [0.0] * n_actors
-        self._begins: dict[int, Any] = {}  # what those that replaced others, and have not begun yet, will answer then
+        self._absent: dict[int, Any] = {}  # those that replaced others, and what they will answer when they have begun
         self._longest = 0.0  # seconds that a fragment took lately
         self._n_streams = 0
         self._playing: list[Playback | None] = [None] * n_actors
@@ -138,14 +138,14 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         self._playing = [None] * len(self._parts)
         self._policy = None  # new weights, whatever happened to them
         self._notice([])
-        for actor in list(self._begins):
+        for actor in list(self._absent):
             self._start_another(actor)  # for what it was asked for so far is dropped
         refs = {
             actor: self._actors[actor].reset.remote(
                 self._seeds[part.start : part.stop], self._options[part.start : part.stop]
             )
             for actor, part in enumerate(self._parts)
-            if actor not in self._begins
+            if actor not in self._absent
         }
         ray.wait(list(refs.values()), num_returns=max(len(refs), 1), timeout=self.timeout, fetch_local=False)
         obs, infos = zip(*(self._first(actor, refs.get(actor)) for actor in range(len(self._parts))), strict=True)
@@ -299,11 +299,11 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         """
         owing, now = self._owing(), monotonic()
         patience = min(PATIENCE_SECONDS + 2 * self._longest, self.timeout)
-        if any(actor not in self._begins and now <= self._busy_since[actor] + patience for actor in owing):
+        if any(actor not in self._absent and now <= self._busy_since[actor] + patience for actor in owing):
             return
         for actor in set(range(len(self._parts))) - owing:
             self._ask(actor, 1)
-        if now > since + self.timeout and self._begins.keys() >= self._owing():
+        if now > since + self.timeout and self._absent.keys() >= self._owing():
             raise WorkerError(
                 f"No actor has sent anything for {self.timeout:g} seconds: Ray has no room for those that replace "
                 "others, or their environments cannot be made."
@@ -315,9 +315,9 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
             replaced
         """
         now = monotonic()
-        for actor, ref in list(self._begins.items()):
+        for actor, ref in list(self._absent.items()):
             if ray.wait([ref], timeout=0, fetch_local=False)[0]:
-                del self._begins[actor]
+                del self._absent[actor]
                 self._busy_since[actor] = now
         for ref in ready:
             request = self._requests[ref]
@@ -325,7 +325,7 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
                 request.finished = True
                 if request.stream == self._streams[request.actor]:
                     self._busy_since[request.actor] = now
-        for actor in self._owing() - self._begins.keys():
+        for actor in self._owing() - self._absent.keys():
             if now > self._busy_since[actor] + self.timeout:
                 self._replace(actor, f"Actor {actor} has sent nothing for {self.timeout:g} seconds: it hangs.")
 
@@ -340,7 +340,7 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
 
     def _start_another(self, actor: int) -> None:
         super()._start_another(actor)
-        self._begins[actor] = self._actors[actor].spaces.remote()
+        self._absent[actor] = self._actors[actor].spaces.remote()
         self._new_streams([actor])
 
     def _got(self, actor: int, method: str, args: tuple[Any, ...], asked: Any, ref: Any) -> Any:
@@ -359,4 +359,4 @@ class RemoteActors(ActorVecEnv, ActingVecEnv):
         """
         :return: see ``ActingStatistics.summary``
         """
-        return {**self._statistics.summary(), "replaced": self.restarted, "absent": len(self._begins)}
+        return {**self._statistics.summary(), "replaced": self.restarted, "absent": len(self._absent)}
