@@ -20,12 +20,12 @@ from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecTransposeImage, VecVideoRecorder
-from test_zoo import BREAKOUT_PARAMS, closing_line, frames, run_main
 
 from sb3_per_dqn import PerDoubleDQN, PrioritizedReplayBuffer, atari, make_atari_vec_env, zoo
 from sb3_per_dqn.atari import AtariGameWrapper
 from sb3_per_dqn.native_atari import NativeAtariVecEnv, NativeGame, game_settings
 from sb3_per_dqn.zoo.evaluation import native_wrapper_kwargs
+from tests.command_line import BREAKOUT_PARAMS, closing_line, frames, run_main
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 PACMAN = "MsPacmanNoFrameskip-v4"  # pays 10 for a pellet and 200 for a ghost, has three lives and no FIRE

@@ -19,8 +19,8 @@ from sb3_per_dqn.callbacks import RunRecorder
 from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints
 from sb3_per_dqn.run_settings import RunSettings, parse_settings
 from sb3_per_dqn.zoo import RunManager
+from tests.command_line import run_main
 from tests.test_checkpoint import fingerprint
-from tests.test_zoo import run_main
 
 ARGUMENTS = ["--env", "CartPole-v1", "-n", "6000", "--seed", "3", "--device", "cpu", "--num-threads", "1"]
 ARGUMENTS += ["-params", "learning_starts:100", "train_freq:8", "gradient_steps:2", "buffer_size:1000", "n_envs:2"]

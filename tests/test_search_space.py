@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
-from test_zoo import run_main
 
 from sb3_per_dqn import PerDoubleDQN
 from sb3_per_dqn.policies import DuelingQNetwork
 from sb3_per_dqn.search_space import convert_per_ddqn_params, sample_per_ddqn_params
+from tests.command_line import run_main
 
 NO_HER = {"using_her_replay_buffer": False, "her_kwargs": {}}
 OURS = {"prioritized_replay_alpha", "prioritized_replay_eps", "initial_beta", "last_joint", "last_eps", "n_steps"}

@@ -48,8 +48,8 @@ from sb3_per_dqn.sharing.model_folder import ARGUMENTS
 from sb3_per_dqn.sharing.plain import as_endpoints
 from sb3_per_dqn.sharing.plain_spaces import space_from_plain, space_to_plain
 from sb3_per_dqn.whole_files import sha256
+from tests.command_line import CARTPOLE_PARAMS, SHORT_CARTPOLE, Run, run_main
 from tests.test_training_with_replay import Corridor, DictFrames, Frames
-from tests.test_zoo import CARTPOLE_PARAMS, SHORT_CARTPOLE, Run, run_main
 
 ROOT = Path(__file__).parents[1]
 SCORE = Score(mean=12.345, std=1.5, games=3, deterministic=True, steps=64)

@@ -27,6 +27,7 @@ from sb3_per_dqn.sharing import EnvironmentSettings, ModelFolderError
 from sb3_per_dqn.sharing.small import MOST_PICTURE, round_weights
 from sb3_per_dqn.sharing.trust import trusted_environment
 from sb3_per_dqn.zoo import GAME_WRAPPER, finished
+from tests.command_line import Run, frames, run_main
 from tests.test_sharing import (
     HUGE,
     add,
@@ -45,7 +46,6 @@ from tests.test_sharing import (
     trained,
     truncate,
 )
-from tests.test_zoo import Run, frames, run_main
 
 __all__ = ["corridors", "nothing_runs", "trained"]  # fixtures
 BREAKOUT = "BreakoutNoFrameskip-v4"

@@ -1,8 +1,6 @@
-"""The command line from end to end: what a run leaves, how it stops, and what it says to bad input."""
+"""The command line from end to end: what a run leaves, how it is watched, how it stops."""
 
-import contextlib
 import csv
-import io
 import json
 import multiprocessing
 import os
@@ -13,11 +11,8 @@ import subprocess
 import sys
 import time
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import cv2
@@ -34,55 +29,24 @@ from gymnasium.envs.registration import EnvSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from rl_zoo3.exp_manager import ExperimentManager
-from sb3_contrib import QRDQN
-from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3 import DQN
 from stable_baselines3.common.monitor import load_results
 
-from sb3_per_dqn import DeviceReplayBuffer, MlpPolicy, PerDoubleDQN, atari, zoo
-from sb3_per_dqn.__main__ import COMMANDS, main, with_defaults
+from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, atari, zoo
 from sb3_per_dqn.callbacks import InterruptGuard
-from sb3_per_dqn.checks import check_keys, check_kwargs, warn_of_early_joints
 from sb3_per_dqn.plots import draw_learning_curves, read_columns, running_mean
 from sb3_per_dqn.zoo import evaluation, finished
-from sb3_per_dqn.zoo.evaluation import in_evaluation_mode
 from sb3_per_dqn.zoo.finished import EVALUATION_GAMES
-
-BREAKOUT = "BreakoutNoFrameskip-v4"
-SHORT_CARTPOLE = ["--env", "CartPole-v1", "-n", "400", "--seed", "3", "--device", "cpu"]
-CARTPOLE_PARAMS = ["-params", "learning_starts:100", "train_freq:8", "gradient_steps:2", "buffer_size:1000"]
-BREAKOUT_PARAMS = ["-params", "n_envs:2", "learning_starts:100", "buffer_size:1000", "gradient_steps:1", "batch_size:8"]
-
-
-WRAPPED = "--env CartPole-v1 -params env_wrapper:'{}'"
-
-
-@dataclass
-class Run:
-    """One command and what came of it."""
-
-    status: int
-    out: str
-    err: str
-    logs: Path
-    env_id: str
-
-    @property
-    def folder(self) -> Path:
-        return self.logs / "per_ddqn" / f"{self.env_id}_1"
-
-
-def run_main(*arguments: str, logs: Path | None = None, env_id: str = "") -> Run:
-    """The command line in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    folder = [] if logs is None else ["-f", str(logs)]
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["sb3-per-dqn", *arguments, *folder])
-        try:
-            status = main()
-        except SystemExit as exit_:  # argparse
-            status = exit_.code if isinstance(exit_.code, int) else 1
-    return Run(status, out.getvalue(), err.getvalue(), logs or Path(), env_id)
+from tests.command_line import (
+    BREAKOUT,
+    BREAKOUT_PARAMS,
+    CARTPOLE_PARAMS,
+    SHORT_CARTPOLE,
+    Run,
+    closing_line,
+    frames,
+    run_main,
+)
 
 
 def test_worker_restarts_reach_the_training_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,19 +145,6 @@ def breakout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 def trained(request: pytest.FixtureRequest) -> Run:
     run: Run = request.getfixturevalue(request.param)
     return run
-
-
-def frames(path: Path) -> int:
-    video = cv2.VideoCapture(str(path))
-    count = 0
-    while video.read()[0]:
-        count += 1
-    return count
-
-
-def closing_line(run: Run) -> dict[str, str]:
-    line = run.out.strip().splitlines()[-1]
-    return dict(part.split(": ", 1) for part in line.split("; ")[1:])
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -465,405 +416,6 @@ class TestInterrupt:
         assert not run.folder.exists()
 
 
-class TestBadInput:
-    @pytest.mark.parametrize(
-        ("arguments", "words"),
-        [
-            (["train", "--env", "BreakoutNoFramskip-v4"], ["--env", "BreakoutNoFramskip-v4", BREAKOUT]),
-            (["enjoy", "--env=CartPole-v11"], ["CartPole-v11", "CartPole-v1"]),
-            (["record_video", "--env", "CartPoll-v1"], ["CartPoll-v1", "CartPole-v1"]),
-            (["record_video", "--env", "CartPole-v1", "-o", "/dev/null/x"], ["'/dev/null/x'", "-o"]),
-            (
-                ["train", "--env", "CartPole-v1", "-params", "n_envs:2", "train_freq:(1,'episode')"],
-                ["train_freq=(1, 'episode')", "2", "count steps"],
-            ),
-            (["train", "--env", "Pendulum-v1"], ["Discrete", "Box"]),
-            (["train", "--env", "CartPole-v1", "-params", "prioritized_replay_alpha:1.5"], ["alpha", "1.5"]),
-            (["train", "--env", "CartPole-v1", "-params", "prioritized_replay_beta:[[0,2]]"], ["beta", "2"]),
-            (["train", "--env", "CartPole-v1", "-params", "gamma:float('nan')"], ["gamma", "nan"]),
-            (["train", "--env", "CartPole-v1", "-params", "buffer_size:10"], ["buffer_size=10", "batch_size"]),
-            (["train", "--env", "CartPole-v1", "-params", "n_envs:0"], ["n_envs=0"]),
-            (["train", "--env", "CartPole-v1", "-params", "no_such_argument:1"], ["no_such_argument", "known are"]),
-            (["train", "--env", "CartPole-v1", "-params", "bufer_size:1"], ["bufer_size", "buffer_size?"]),
-            (["train", "--env", "CartPole-v1", "-params", "n_env:1"], ["n_env", "n_envs?"]),
-            (["train", "--env", "CartPole-v1", "-params", "policy_kwargs:{'duelling':1}"], ["duelling", "dueling?"]),
-            (["train", "--env", "CartPole-v1", "-params", "replay_buffer_kwargs:{'alfa':1}"], ["alfa", "alpha?"]),
-            (["train", "--env", "CartPole-v1", "-params", "speedups:max"], ["-params", "speedups:'max'"]),
-            (["train", "--env", "CartPole-v1", "-params", "gamma:0,9x"], ["gamma:0,9x"]),
-            (["enjoy", "--env", "CartPole-v1", "--env-kwargs", "render_mode"], ["render_mode:'word'"]),
-            (["train", "--env", "CartPole-v1", "--trial-id", "0"], ["--trial-id=0", "--storage"]),
-            (["train", "--env", "CartPole-v1", "--algo", "per_dqn"], ["per_dqn", "per_ddqn?"]),
-            (["enjoy", "--env", "CartPole-v1", "--algo", "perdqn"], ["perdqn", "per_ddqn?"]),
-            (["train", "-params", "n_envs:2", "exploration:[[0.5,1],[0,0]]"], ["exploration", "(0.0, 0.0)"]),
-            (["train", "--env", "CartPole-v1", "-conf", "no_such_file.yml"], ["no_such_file.yml"]),
-            (
-                ["train", "--env", "CartPole-v1", "-conf", "no_such_modul"],
-                ["--conf-file", "'no_such_modul'", "PYTHONPATH"],
-            ),
-            (["train", "--env", "X-v1", "--gym-packages", "no_such_modul"], ["--gym-packages", "'no_such_modul'"]),
-            (["export", "--env", "X-v1", "--gym-packages", "nowhere.x", "--to", "x"], ["--gym-packages", "'nowhere'"]),
-            (
-                ["train", *WRAPPED.format("no_such_modul.Wrapper").split()],
-                ["env_wrapper='no_such_modul.Wrapper'", "PYTHON"],
-            ),
-            (["train", *WRAPPED.format("gymnasium.wraper.X").split()], ["env_wrapper=", "'gymnasium.wraper'"]),
-            (["train", *WRAPPED.format("gymnasium.wrappers.FlatenObservation").split()], ["FlattenObservation?"]),
-            (["train", *WRAPPED.format("TimeLimit").split()], ["env_wrapper='TimeLimit' is no MODULE.CLASS"]),
-            (["train", "-params", "vec_env_wrapper:[{'no_such_modul.X':{}}]"], ["vec_env_wrapper='no_such_modul.X'"]),
-            (["train", "-params", "callback:'no_such_modul.Callback'"], ["callback='no_such_modul.Callback'"]),
-            (["train", "-params", "policy:'sb3_per_dqn.policies.MlpPolic'"], ["policy=", "MlpPolicy?"]),
-            (["train", "--env", "CartPole-v1", "-optimize", "--algo", "crossq"], ["-optimize", "crossq"]),
-            (["train", "--env", "CartPole-v1", "-n", "0"], ["--n-timesteps=0"]),
-            (["train", "--env", "CartPole-v1", "-n", "-5"], ["--n-timesteps=-5"]),
-            (["train", "--env", "CartPole-v1", "--log-interval", "0"], ["--log-interval=0"]),
-            (["train", "--env", "CartPole-v1", "--n-eval-envs", "0"], ["--n-eval-envs=0"]),
-            (
-                ["train", "-params", "learning_rate:'1e-3'"],
-                ["learning_rate='1e-3'", "0.001", "!!float 1e-3", "lin_1e-3"],
-            ),
-            (["train", "-params", "learning_rate:'fast'"], ["learning_rate='fast'", "!!float 1e-3", "lin_1e-3"]),
-            (["train", "-params", "learning_rate:'lin_fast'"], ["learning_rate='lin_fast'", "lin_1e-3"]),
-            (["train", "-params", "n_timesteps:'many'"], ["n_timesteps='many'", "!!float 1e6"]),
-            (["train", "-params", "n_timesteps:None"], ["n_timesteps=None"]),
-            (["train", "-params", "gamma:'0.9'"], ["gamma='0.9'", "0.9"]),
-            (["train", "-params", "n_envs:'8'"], ["n_envs='8'"]),
-            (["train", "--env", "CartPole-v1", "-params", "frame_stack:-1"], ["frame_stack=-1", "1 or more"]),
-            (
-                ["train", "--env", "CartPole-v1", "-params", "frame_stack:2", "normalize:True"],
-                ["frame_stack=2 and normalize=True", "leave one out", "FrameStackObservation: {stack_size: 2}}"],
-            ),
-            (["train", "--env", "CartPole-v1", "-params", "train_freq:0"], ["train_freq=0", "1 or more"]),
-            (["train", "-params", "policy:'MlpPolcy'"], ["policy='MlpPolcy'", "MlpPolicy?"]),
-            (["train", "-params", "policy:3"], ["policy=3", "known are"]),
-            (
-                ["train", "-params", "replay_buffer_class:'DeviceReplayBufer'"],
-                ["replay_buffer_class='DeviceReplayBufer'", "DeviceReplayBuffer?"],
-            ),
-            (["train", "-params", "replay_buffer_class:3"], ["replay_buffer_class=3", "a class"]),
-            (["train", "-params", "normalize:'yes'"], ["normalize='yes'", "True, False or a dictionary"]),
-            (
-                ["train", "-params", "policy_kwargs:'dict(net_arch=[64]'"],
-                ["policy_kwargs='dict(net_arch=[64]'", "never closed", "a dictionary"],
-            ),
-            (["train", "-params", "policy_kwargs:[64]"], ["policy_kwargs=[64]", "a dictionary"]),
-            (
-                ["train", "-params", "env_wrapper:{'gymnasium.wrappers.TimeLimit':{'max_steps':3}}"],
-                ["env_wrapper='gymnasium.wrappers.TimeLimit'", "max_steps", "its arguments are max_episode_steps"],
-            ),
-            (["train", "-params", "env_wrapper:'gymnasium.wrappers.TimeLimit'"], ["env_wrapper=", "max_episode_steps"]),
-            (
-                ["train", "-params", "env_wrapper:{'gymnasium.wrappers.TimeLimit':3}"],
-                ["env_wrapper=", "3", "dictionary"],
-            ),
-            (["train", "-params", "env_wrapper:{}"], ["env_wrapper={}", "MODULE.CLASS"]),
-            (["train", "-params", "learning_rate=0.1"], ["learning_rate=0.1", '"learning_rate:0.1"']),
-            (["train", "-params", "policy_kwargs=dict(a={'x':1})"], ["\"policy_kwargs:dict(a={'x':1})\""]),
-            (["train", "-params", "speedups=max"], ["\"speedups:'max'\""]),
-            (["train", "-conf", "."], ["--conf-file=.", ".yml"]),
-            (["train", "-conf", "./conf.json"], ["--conf-file=./conf.json", ".yml"]),
-            (["train", "-conf", "json"], ["--conf-file=json", "hyperparams"]),
-            (["tran"], ["tran", "train"]),
-        ],
-        ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-    )
-    def test_is_one_line_and_leaves_nothing(
-        self, arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(atari.WorkerVecEnv, "__init__", _no_worker)
-        run = run_main(*arguments, logs=tmp_path / "logs")
-        _assert_one_line(run, *words)
-        assert not (tmp_path / "logs").exists()
-
-    @pytest.mark.parametrize(
-        ("text", "words"),
-        [
-            ("", ["conf.yml", "CartPole-v1:"]),
-            ("- CartPole-v1\n- Acrobot-v1", ["conf.yml", "CartPole-v1:"]),
-            ("CartPole-v1:", ["conf.yml", "CartPole-v1:"]),
-            ("CartPole-v1: MlpPolicy", ["conf.yml", "CartPole-v1:"]),
-            ("CartPole-v1: [MlpPolicy]", ["conf.yml", "CartPole-v1:"]),
-            ("CartPole-v1: {policy: MlpPolicy", ["conf.yml", "CartPole-v1:", "line 1"]),
-            (
-                "CartPole-v1: {policy: MlpPolicy, n_timesteps: 400, learning_rate: 1e-3}",
-                ["learning_rate='1e-3'", "0.001"],
-            ),
-            ("CartPole-v1: {policy: MlpPolicy, n_timesteps: many}", ["n_timesteps='many'"]),
-            ("CartPole-v1: {policy: MlpPolicy, n_timesteps: 1e6}", ["n_timesteps='1e6'", "!!float 1e6"]),
-        ],
-    )
-    @pytest.mark.parametrize("more", [[], ["-params", "gamma:0.9"]])
-    def test_a_file_of_hyperparameters_that_cannot_be_read(
-        self, text: str, words: list[str], more: list[str], tmp_path: Path
-    ) -> None:
-        (tmp_path / "conf.yml").write_text(text)
-        flags = ["--env", "CartPole-v1", "-conf", str(tmp_path / "conf.yml"), *more]
-        _assert_one_line(run_main("train", *flags, logs=tmp_path / "logs"), *words)
-        assert not (tmp_path / "logs").exists()
-
-    @pytest.mark.parametrize("kind", [ValueError, AssertionError, RuntimeError])
-    def test_an_error_without_a_message_says_where_it_arose(
-        self, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def fail(*_: Any) -> None:
-            raise kind
-
-        monkeypatch.setattr(zoo, "run_command", fail)
-        line = fail.__code__.co_firstlineno + 1
-        _assert_one_line(run_main("enjoy", "--env", "CartPole-v1"), kind.__name__, f"{Path(__file__).name}:{line}")
-
-    @pytest.mark.parametrize("command", ["enjoy", "record_video", "export"])
-    def test_a_run_that_failed_does_not_hide_the_one_before(self, command: str, tmp_path: Path) -> None:
-        runs = [tmp_path / "per_ddqn" / f"CartPole-v1_{number}" for number in (1, 2, 9, 10)]
-        for run_folder in runs:
-            (run_folder / "CartPole-v1").mkdir(parents=True)
-        for run_folder in runs[:3]:
-            (run_folder / "CartPole-v1.zip").touch()
-        arguments = [command, "--env", "CartPole-v1", *(["--to", str(tmp_path / "x")] if command == "export" else [])]
-        run = run_main(*arguments, logs=tmp_path)
-        _assert_one_line(run, str(runs[3] / "CartPole-v1.zip"), "--exp-id 9")
-        assert "--resume" not in run.err
-
-        (runs[3] / "checkpoints" / "step-000000000100").mkdir(parents=True)
-        resume = f"sb3-per-dqn train --resume {runs[3]}"
-        _assert_one_line(run_main(*arguments, logs=tmp_path), "--exp-id 9", resume)
-        for run_folder in runs[:3]:
-            shutil.rmtree(run_folder)
-        run = run_main(*arguments, logs=tmp_path)
-        _assert_one_line(run, resume)
-        assert "--exp-id" not in run.err
-
-    def test_a_length_that_is_missing(self, tmp_path: Path) -> None:
-        (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
-        run = run_main("train", "--env", "CartPole-v1", "-conf", str(tmp_path / "conf.yml"), logs=tmp_path / "logs")
-        _assert_one_line(run, "n_timesteps is missing")
-
-    def test_a_length_that_is_given_need_not_be_in_the_file(self, tmp_path: Path) -> None:
-        (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
-        conf_file = ["-conf", str(tmp_path / "conf.yml"), "--eval-freq", "-1"]
-        run = run_main("train", *SHORT_CARTPOLE, *conf_file, logs=tmp_path, env_id="CartPole-v1")
-        assert run.status == 0, run.err
-        assert PerDoubleDQN.load(run.folder / "CartPole-v1.zip").num_timesteps == 400
-
-    @pytest.mark.parametrize(
-        ("make", "words"),
-        [
-            (lambda file: PPO("MlpPolicy", "CartPole-v1").save(file), ["ActorCriticPolicy", "another algorithm"]),
-            (lambda file: QRDQN("MlpPolicy", "CartPole-v1").save(file), ["QRDQNPolicy", "another algorithm"]),
-            (lambda file: file.write_text("no zip"), ["not a zip file", "no model"]),
-            (lambda file: _save_with_a_bit_flipped(file), ["policy.pth", "damaged"]),
-            (lambda file: PerDoubleDQN("MlpPolicy", "Acrobot-v1").save(file), ["Observation spaces do not match"]),
-        ],
-        ids=["PPO", "QRDQN", "text", "bit", "environment"],
-    )
-    def test_a_model_that_cannot_go_on(
-        self, make: Callable[[Path], Any], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        make(tmp_path / "Acrobot.zip")
-        run = run_main("train", *SHORT_CARTPOLE, "-i", str(tmp_path / "Acrobot.zip"), logs=tmp_path / "logs")
-        _assert_one_line(run, *words)
-        assert not list((tmp_path / "logs" / "per_ddqn").glob("CartPole*"))
-
-    @pytest.mark.parametrize("flag", ["-f", "--log-folder", "-tb"])
-    @pytest.mark.parametrize("env_id", ["CartPole-v1", BREAKOUT])
-    def test_output_folder_that_cannot_be_written(
-        self, flag: str, env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(atari.WorkerVecEnv, "__init__", _no_worker)
-        (tmp_path / "file").write_text("in the way")
-        monkeypatch.chdir(tmp_path)
-        run = run_main("train", "--env", env_id, flag, str(tmp_path / "file" / "logs"))
-        _assert_one_line(run, "output folder", str(tmp_path / "file"))
-        assert os.listdir(tmp_path) == ["file"]
-
-    def test_missing_rom(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def missing(name: str) -> Path:
-            raise OSError(f"no {name}.bin")
-
-        monkeypatch.setattr(atari.ale_py.roms, "get_rom_path", missing)
-        _assert_one_line(run_main("train", logs=tmp_path / "logs"), "ROM", BREAKOUT)
-        assert not (tmp_path / "logs").exists()
-
-    def test_nothing_trained_yet(self, tmp_path: Path) -> None:
-        _assert_one_line(run_main("enjoy", "--no-render", logs=tmp_path), str(tmp_path))
-
-    def test_minatar_that_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "minatar", None)
-        _assert_one_line(run_main("train", "--env", "MinAtar/Breakout-v0", logs=tmp_path), "pip install")
-
-    def test_a_run_too_short_for_its_joints_is_warned_of(self) -> None:
-        model = PerDoubleDQN("MlpPolicy", "CartPole-v1", learning_starts=16383, exploration=[[0, 1], [0.5, 0.01]])
-        with pytest.warns(UserWarning, match=r"epsilon is down from 1 to 0\.01 when learning starts, at step 16383"):
-            warn_of_early_joints(model, 20_000)
-
-    @pytest.mark.parametrize("error", [MemoryError("std::bad_alloc"), OSError(28, "No space left on device")])
-    def test_what_runs_out_while_training_is_said_with_the_way_on(
-        self, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        def run_out(*_: Any, **__: Any) -> None:
-            raise error
-
-        monkeypatch.setattr(PerDoubleDQN, "train", run_out)
-        flags = [*SHORT_CARTPOLE, "-f", str(tmp_path), "--eval-freq", "-1", "-P", *CARTPOLE_PARAMS]
-        monkeypatch.setattr(sys, "argv", ["sb3-per-dqn", "train", *flags])
-        with pytest.raises(type(error)):
-            main()
-        folder = tmp_path / "per_ddqn" / "CartPole-v1_1"
-        said = f"training failed at step 104; sb3-per-dqn train --resume {folder} goes on from step 0."
-        assert said in capsys.readouterr().err
-
-    def test_an_error_of_training_itself_keeps_its_traceback(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def diverge(*_: Any, **__: Any) -> None:
-            raise ValueError("a NaN")
-
-        monkeypatch.setattr(PerDoubleDQN, "train", diverge)
-        with pytest.raises(ValueError, match="a NaN"):
-            run_main("train", *SHORT_CARTPOLE, *CARTPOLE_PARAMS, "--eval-freq", "-1", "-P", logs=tmp_path)
-
-
-class TestArguments:
-    @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-    def test_help_lists_the_commands(self, arguments: list[str]) -> None:
-        run = run_main(*arguments)
-        assert run.status == 0
-        assert all(command in run.out for command in COMMANDS)
-
-    @pytest.mark.parametrize("command", ["train", "enjoy", "record_video"])
-    def test_help_of_a_command_is_the_zoos_and_names_our_defaults(self, command: str) -> None:
-        run = run_main(command, "--help")
-        assert run.status == 0
-        assert f"usage: sb3-per-dqn {command}" in run.out
-        assert "--algo per_ddqn" in run.out
-
-    @pytest.mark.parametrize(
-        ("given", "expected"),
-        [
-            ([], {"algo": "per_ddqn", "env": BREAKOUT, "log_folder": "logs", "tensorboard_log": "logs/tensorboard"}),
-            ([], {"vec_env": "subproc", "progress": True}),
-            (["--env", "ALE/Pong-v5"], {"env": "ALE/Pong-v5", "vec_env": "subproc", "progress": True}),
-            (["--env=CartPole-v1"], {"env": "CartPole-v1", "vec_env": "dummy", "progress": False}),
-            (["--vec-env", "dummy"], {"vec_env": "dummy"}),
-            (["--vec-env=dummy", "--algo=dqn"], {"vec_env": "dummy", "algo": "dqn", "env": BREAKOUT}),
-            (["-f", "x"], {"log_folder": "x", "tensorboard_log": "x/tensorboard"}),
-            (["-fx"], {"log_folder": "x", "tensorboard_log": "x/tensorboard"}),
-            (["--log-folder=x"], {"log_folder": "x", "tensorboard_log": "x/tensorboard"}),
-            (["--log-folder", "x", "-tb", "y"], {"log_folder": "x", "tensorboard_log": "y"}),
-            (["--tensorboard-log=y"], {"log_folder": "logs", "tensorboard_log": "y"}),
-            (["-n", "5", "--seed", "7", "--device=cpu"], {"n_timesteps": 5, "seed": 7, "device": "cpu"}),
-        ],
-        ids=str,
-    )
-    def test_what_the_user_gives_comes_before_our_defaults(
-        self, given: list[str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        seen = {}
-
-        class Stop(Exception):
-            pass
-
-        def capture(args: Any, *_: Any, **__: Any) -> None:
-            seen.update(vars(args))
-            raise Stop
-
-        monkeypatch.setattr(rl_zoo3.train, "ExperimentManager", capture)
-        run_main("train", *given)
-        assert {key: seen[key] for key in expected} == expected
-
-    def test_watching_an_atari_game_is_deterministic(self) -> None:
-        assert "--deterministic" in with_defaults("enjoy", [])
-        assert "--deterministic" in with_defaults("record_video", ["--env=ALE/Pong-v5"])
-        assert "--deterministic" not in with_defaults("enjoy", ["--env", "CartPole-v1"])
-        assert "--deterministic" not in with_defaults("enjoy", ["--algo", "dqn"])  # its games have no random actions
-
-    def test_a_slash_behind_the_folder_is_one(self, tmp_path: Path) -> None:
-        run = run_main("train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, "-f", f"{tmp_path}/")
-        assert run.status == 0, run.err
-        assert f"{tmp_path}/per_ddqn/CartPole-v1_1" in run.out
-        assert f"{tmp_path}/tensorboard" in run.out
-        assert f"{tmp_path}//" not in run.out
-
-    def test_values_are_evaluated_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "counting.py").write_text("calls = []\ndef size():\n    calls.append(1)\n    return 1000\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        counted = "buffer_size:__import__('counting').size()"
-        flags = [*SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, counted]
-        run = run_main("train", *flags, logs=tmp_path / "logs")
-        assert run.status == 0, run.err
-        assert len(sys.modules["counting"].calls) == 1
-        assert rl_zoo3.train.StoreDict is rl_zoo3.utils.StoreDict
-        assert rl_zoo3.utils.StoreDict.__module__ == "rl_zoo3.utils"  # for others it is as it was
-
-    def test_import_is_enough_and_harmless_twice(self) -> None:
-        zoo.register()
-        assert rl_zoo3.ALGOS["per_ddqn"] is rl_zoo3.utils.ALGOS["per_ddqn"] is PerDoubleDQN
-        assert rl_zoo3.train.ExperimentManager is zoo.RunManager
-
-    def test_yaml_names_replay_memory_on_the_device(self, tmp_path: Path) -> None:
-        arguments = {"policy": "MlpPolicy", "learning_starts": 100, "n_timesteps": 400}
-        arguments["replay_buffer_class"] = "DeviceReplayBuffer"
-        conf_file = tmp_path / "conf.yml"
-        conf_file.write_text(yaml.safe_dump({"CartPole-v1": arguments}))
-        run = run_main("train", *SHORT_CARTPOLE, "--conf-file", str(conf_file), logs=tmp_path, env_id="CartPole-v1")
-        assert run.status == 0
-        model = PerDoubleDQN.load(run.folder / "CartPole-v1.zip")
-        assert model.replay_buffer_class is DeviceReplayBuffer
-        assert model._n_updates > 0
-
-    def test_evaluation_of_one_trial_leaves_the_training_of_another_alone(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """As with ``-optimize --n-jobs 2``: another thread makes its environments while one makes its evaluation's."""
-        manager = zoo.RunManager(None, "per_ddqn", BREAKOUT, str(tmp_path))
-        manager.env_wrapper, manager.evaluation_wrapper = "training", "evaluation"
-        seen = []
-        other = Thread(target=manager.create_envs, args=(1,))
-
-        def create_envs(self: Any, n_envs: int, eval_env: bool, no_log: bool) -> Any:
-            seen.append((eval_env, self.env_wrapper))
-            if eval_env:
-                other.start()
-                other.join(0.2)  # it waits for us; without waiting it would be through
-
-        monkeypatch.setattr(ExperimentManager, "create_envs", create_envs)
-        manager.create_envs(1, eval_env=True)
-        other.join()
-        assert seen == [(True, "evaluation"), (False, "training")]
-        assert manager.env_wrapper == "training"
-
-    def test_nothing_of_the_zoos_own_files_is_refused(self) -> None:
-        checked = 0
-        for file in sorted((Path(rl_zoo3.__file__).parent / "hyperparams").glob("*.yml")):
-            if (algorithm := rl_zoo3.ALGOS.get(file.stem)) is None:
-                continue  # her.yml, of a class that SB3 no longer has
-            for hyperparams in yaml.safe_load(file.read_text()).values():
-                check_keys(hyperparams, algorithm, length_is_given=False)
-                names = {"policy_kwargs", "replay_buffer_kwargs", "replay_buffer_class"} & hyperparams.keys()
-                values = {name: hyperparams[name] for name in names}
-                evaluated = {
-                    name: eval(value, vars(rl_zoo3.exp_manager)) if isinstance(value, str) else value
-                    for name, value in values.items()
-                }
-                check_kwargs({"policy": hyperparams["policy"], **evaluated}, algorithm)
-                checked += 1
-        assert checked > 100
-
-    @pytest.mark.parametrize(("name", "base"), [("policy", MlpPolicy), ("replay_buffer", ReplayBuffer)])
-    def test_a_class_of_the_users_own_may_read_what_it_likes(self, name: str, base: Any) -> None:
-        class Own(base):  # type: ignore[misc]
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                self.mine = kwargs.pop("mine")
-                super().__init__(*args, **kwargs)
-
-        key = name if name == "policy" else f"{name}_class"
-        check_kwargs({"policy": "MlpPolicy", key: Own, f"{name}_kwargs": {"mine": 1}}, PerDoubleDQN)
-
-    def test_other_wrappers_stay_as_they_are(self) -> None:
-        hyperparams = {"env_wrapper": ["stable_baselines3.common.atari_wrappers.AtariWrapper"], "frame_stack": 4}
-        assert in_evaluation_mode(hyperparams) is hyperparams
-        assert in_evaluation_mode({}) == {}
-
-
 class TestPlots:
     @given(st.lists(st.floats(-1e3, 1e3), max_size=50), st.integers(1, 20))
     def test_running_mean_is_the_mean_of_the_last(self, values: list[float], window: int) -> None:
@@ -881,26 +433,6 @@ class TestPlots:
         for name in ("progress.csv", "episodes.csv"):
             (tmp_path / name).touch()
         assert cv2.imread(str(draw_learning_curves(tmp_path))) is not None
-
-
-def _assert_one_line(run: Run, *words: str) -> None:
-    assert run.status == 2
-    (line,) = run.err.strip().splitlines()
-    assert line.startswith("sb3-per-dqn: error: ")
-    for word in words:
-        assert word in line
-
-
-def _save_with_a_bit_flipped(file: Path) -> None:
-    PerDoubleDQN("MlpPolicy", "CartPole-v1").save(file)
-    data = bytearray(file.read_bytes())
-    with zipfile.ZipFile(file) as archive:
-        data[archive.getinfo("policy.pth").header_offset + 5000] ^= 1  # within the weights
-    file.write_bytes(data)
-
-
-def _no_worker(*_: Any, **__: Any) -> None:
-    raise AssertionError("a worker was started")
 
 
 def _has_rows(path: Path) -> bool:

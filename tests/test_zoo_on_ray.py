@@ -16,12 +16,12 @@ import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecFrameStack
 from test_ray_vec_env import local_cluster as local_cluster  # a fixture
-from test_zoo import run_main
 
 from sb3_per_dqn import PerDoubleDQN
 from sb3_per_dqn.cluster import RemoteActors
 from sb3_per_dqn.cluster.trials import remote_objective
 from sb3_per_dqn.zoo import RunManager
+from tests.command_line import run_main
 
 SHORT = ["--env", "CartPole-v1", "-n", "400", "--seed", "3", "--device", "cpu", "--eval-freq", "-1"]
 PARAMS = ["learning_starts:100", "train_freq:2", "gradient_steps:2", "buffer_size:1000", "n_envs:4"]
