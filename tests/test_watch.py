@@ -28,7 +28,7 @@ from sb3_per_dqn.sharing.small import MOST_PICTURE, round_weights
 from sb3_per_dqn.sharing.trust import trusted_environment
 from sb3_per_dqn.zoo import GAME_WRAPPER, finished
 from tests.command_line import Run, frames, run_main
-from tests.test_sharing import (
+from tests.shared_models import (
     HUGE,
     add,
     arguments_with,
