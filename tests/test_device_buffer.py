@@ -27,7 +27,7 @@ from sb3_per_dqn.cuda_graph import WARM_UP, RecordedStep
 from sb3_per_dqn.replay import device_store, prioritized_buffer
 from sb3_per_dqn.replay.device_store import pool_length
 from sb3_per_dqn.speedups import Speedups
-from tests.test_per_double_dqn import SpoilWeights
+from tests.random_walk import SpoilWeights
 from tests.test_training_with_replay import DictFrames, Frames, buffer_of, corridor, make, stacked_frames
 
 SPACE, ACTIONS = spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(5)
