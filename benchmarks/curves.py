@@ -67,9 +67,20 @@ def draw_curves(rows: Sequence[Row], grid: Grid, path: Path) -> None:
         lines |= _draw_game(ax, game, runs_of(rows, grid, game), grid)
     for ax in axes[len(games) :]:
         ax.axis("off")
-    title = "mean over seeds; band: lowest to highest"
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=2 * wide, title=title)
+    _draw_legend(figure, lines, 2 * wide)
     figure.savefig(path, dpi=100)
+
+
+def _draw_legend(figure: Figure, lines: dict[str, Line2D], columns: int) -> None:
+    """
+    :param columns: the legend has as many as the figure has room for, up to this number
+    """
+    title = "mean over seeds; band: lowest to highest"
+    for ncols in range(columns, 0, -1):
+        legend = figure.legend(lines.values(), lines, loc="outside lower center", ncols=ncols, title=title)
+        if ncols == 1 or legend.get_window_extent().width < figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _colour(grid: Grid, variant: str) -> str:

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
@@ -322,6 +323,15 @@ def test_tables_and_pictures_of_known_results(tmp_path: Path) -> None:
         draw_aggregate(intervals, grid, tmp_path / "aggregate.png")
     for name in ("curves.png", "aggregate.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("letters", [30, 60])
+def test_the_legend_is_in_the_picture(letters: int, tmp_path: Path) -> None:
+    labels = {name: name * letters for name in "abcd"}
+    grid = read_grid(write_grid(tmp_path, variants={name: {"algo": "dqn", "label": labels[name]} for name in labels}))
+    draw_curves([made_up("CartPole-v1", name, 0, 10, [2]) for name in labels], grid, tmp_path / "curves.png")
+    edges = plt.imread(tmp_path / "curves.png")[:, [0, -1], :3]
+    np.testing.assert_array_equal(edges, np.ones_like(edges))
 
 
 def test_curves_without_results_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
