@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -22,6 +24,9 @@ from benchmarks.rows import CURVE_POINTS, RESULTS, Row, read_rows
 from sb3_per_dqn.plots import RUNNING_MEAN
 
 PANELS_A_LINE = 3
+COLOURS = [
+    to_hex(colormaps["tab20"](i)) for i in (*range(0, 20, 2), *range(1, 20, 2))
+]  # the usual ten, then paler ones
 LAST = f"last {RUNNING_MEAN} games"
 SCORES = {LAST: lambda row: row["last_100"], "evaluation": lambda row: float(np.mean(row["evaluation"]))}
 Array = npt.NDArray[np.float64]
@@ -84,7 +89,7 @@ def _draw_legend(figure: Figure, lines: dict[str, Line2D], columns: int) -> None
 
 
 def _colour(grid: Grid, variant: str) -> str:
-    return f"C{list(grid.labels).index(variant) % 10}"
+    return COLOURS[list(grid.labels).index(variant) % len(COLOURS)]
 
 
 def _draw_game(ax: Axes, game: str, variants: dict[str, list[Row]], grid: Grid) -> dict[str, Line2D]:

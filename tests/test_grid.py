@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -332,6 +334,15 @@ def test_the_legend_is_in_the_picture(letters: int, tmp_path: Path) -> None:
     draw_curves([made_up("CartPole-v1", name, 0, 10, [2]) for name in labels], grid, tmp_path / "curves.png")
     edges = plt.imread(tmp_path / "curves.png")[:, [0, -1], :3]
     np.testing.assert_array_equal(edges, np.ones_like(edges))
+
+
+def test_no_two_variants_look_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"variant_{i}" for i in range(12)]
+    grid = read_grid(write_grid(tmp_path, variants={name: {"algo": "dqn"} for name in names}))
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    draw_curves([made_up("CartPole-v1", name, 0, 10, [2]) for name in names], grid, tmp_path / "curves.png")
+    assert len({to_hex(line.get_color()) for line in drawn[0].axes[0].lines}) == len(names)
 
 
 def test_curves_without_results_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
