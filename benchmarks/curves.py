@@ -24,9 +24,8 @@ from benchmarks.rows import CURVE_POINTS, RESULTS, Row, read_rows
 from sb3_per_dqn.plots import RUNNING_MEAN
 
 PANELS_A_LINE = 3
-COLOURS = [
-    to_hex(colormaps["tab20"](i)) for i in (*range(0, 20, 2), *range(1, 20, 2))
-]  # the usual ten, then paler ones
+# The usual ten, then paler ones: grids have more variants than ten
+COLOURS = [to_hex(colormaps["tab20"](i)) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 LAST = f"last {RUNNING_MEAN} games"
 SCORES = {LAST: lambda row: row["last_100"], "evaluation": lambda row: float(np.mean(row["evaluation"]))}
 Array = npt.NDArray[np.float64]

@@ -56,3 +56,12 @@ def frames(path: Path) -> int:
 def closing_line(run: Run) -> dict[str, str]:
     line = run.out.strip().splitlines()[-1]
     return dict(part.split(": ", 1) for part in line.split("; ")[1:])
+
+
+def assert_one_line(run: Run, *words: str) -> None:
+    """The command failed, and what it printed about that is a line with these words."""
+    lines = run.err.strip().splitlines()
+    assert (run.status, len(lines)) == (2, 1), run
+    assert lines[0].startswith("sb3-per-dqn: error: "), run.err
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in {run.err!r}"

@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_per_dqn import PerDoubleDQN, load_model
-from tests.command_line import CARTPOLE_PARAMS, SHORT_CARTPOLE, Run, run_main
+from tests.command_line import CARTPOLE_PARAMS, SHORT_CARTPOLE, Run, assert_one_line, run_main
 from tests.shared_models import assert_same, cartpole, export
 from tests.shared_models import trained as trained  # a fixture
 
@@ -47,7 +47,7 @@ def test_a_run_without_score_curves_and_video(trained: Run, tmp_path: Path) -> N
     assert "plot: none; video: none" in done.out
     assert sorted(os.listdir(tmp_path / "shared")) == ["README.md", "config.json", "model.safetensors", "results.json"]
     (run.folder / "score.json").write_text("{}")
-    _one_line(export(run, tmp_path / "other"), "score.json", "damaged")
+    assert_one_line(export(run, tmp_path / "other"), "score.json", "damaged")
 
 
 def test_a_normalized_run(tmp_path: Path) -> None:
@@ -72,18 +72,10 @@ def test_a_normalized_run(tmp_path: Path) -> None:
 def test_bad_arguments_are_one_line_and_leave_nothing(trained: Run, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
-    _one_line(export(trained, tmp_path / "full"), "full", "not empty")
-    _one_line(export(trained, tmp_path / "full" / "mine" / "shared"), "--to", "mine")
-    _one_line(export(trained, tmp_path / "shared", "--games", "0"), "--games=0")
-    _one_line(export(trained, tmp_path / "shared", "--exp-id", "9"), "CartPole-v1_9")
-    _one_line(run_main("export", "--env", "CartPole-v2", "--to", "x", logs=trained.logs), "CartPole-v2")
+    assert_one_line(export(trained, tmp_path / "full"), "full", "not empty")
+    assert_one_line(export(trained, tmp_path / "full" / "mine" / "shared"), "--to", "mine")
+    assert_one_line(export(trained, tmp_path / "shared", "--games", "0"), "--games=0")
+    assert_one_line(export(trained, tmp_path / "shared", "--exp-id", "9"), "CartPole-v1_9")
+    assert_one_line(run_main("export", "--env", "CartPole-v2", "--to", "x", logs=trained.logs), "CartPole-v2")
     assert run_main("export", logs=trained.logs).status == 2
     assert sorted(os.listdir(tmp_path)) == ["full"]
-
-
-def _one_line(run: Run, *words: str) -> None:
-    assert run.status == 2
-    (line,) = run.err.strip().splitlines()
-    assert line.startswith("sb3-per-dqn: error: ")
-    for word in words:
-        assert word in line

@@ -27,7 +27,7 @@ from sb3_per_dqn.sharing import EnvironmentSettings, ModelFolderError
 from sb3_per_dqn.sharing.small import MOST_PICTURE, round_weights
 from sb3_per_dqn.sharing.trust import trusted_environment
 from sb3_per_dqn.zoo import GAME_WRAPPER, finished
-from tests.command_line import Run, frames, run_main
+from tests.command_line import Run, assert_one_line, frames, run_main
 from tests.shared_models import (
     HUGE,
     add,
@@ -303,7 +303,7 @@ def test_a_window(pole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in watch.DISPLAYS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    _one_line(watched(pole), "no display", "--no-render", "--video FILE.mp4")
+    assert_one_line(watched(pole), "no display", "--no-render", "--video FILE.mp4")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     modes = []
     make_env = watch.create_evaluation_env
@@ -342,8 +342,8 @@ def test_bad_arguments_are_one_line(pole: Path, tmp_path: Path) -> None:
         (["--video", "x.mp4", "--no-render"], "leave one out"),
         (["--gym-packages", "no_such_package"], "no_such_package"),
     ):
-        _one_line(watched(pole, *(["--no-render"] if "--video" not in arguments else []), *arguments), words)
-    _one_line(watched(tmp_path, "--no-render"), "config.json is missing")
+        assert_one_line(watched(pole, *(["--no-render"] if "--video" not in arguments else []), *arguments), words)
+    assert_one_line(watched(tmp_path, "--no-render"), "config.json is missing")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4"]
 
 
@@ -365,20 +365,28 @@ def test_others_environments_and_wrappers_are_the_users_decision(
     folder = export_model(model, tmp_path / "shared", env_id="Corridor-v0", environment=environment)
     spec = gym.registry.pop("Corridor-v0")
     monkeypatch.delitem(sys.modules, corridors)
-    _one_line(watched(folder, "--no-render"), "'Corridor-v0' is not known", "--gym-packages corridors", "README.md")
+    assert_one_line(
+        watched(folder, "--no-render"), "'Corridor-v0' is not known", "--gym-packages corridors", "README.md"
+    )
     assert corridors not in sys.modules
     gym.registry["Corridor-v0"] = spec
-    _one_line(watched(folder, "--no-render"), "an environment of 'corridors'", "--gym-packages corridors", "README.md")
+    assert_one_line(
+        watched(folder, "--no-render"), "an environment of 'corridors'", "--gym-packages corridors", "README.md"
+    )
     edit(folder, env_id="CartPole-v1")
-    _one_line(watched(folder, "--no-render"), "the wrapper 'corridors.Scaled'", "--gym-packages corridors", "README.md")
+    assert_one_line(
+        watched(folder, "--no-render"), "the wrapper 'corridors.Scaled'", "--gym-packages corridors", "README.md"
+    )
     assert corridors not in sys.modules
     edit(folder, env_id="Corridor-v0")
     assert len(returns(watched(folder, "--no-render", "--games", "2", "--gym-packages", corridors))) == 2
-    _one_line(watched(folder, "--video", str(tmp_path / "x.mp4"), "--gym-packages", corridors), "no render_mode 'rgb_")
+    assert_one_line(
+        watched(folder, "--video", str(tmp_path / "x.mp4"), "--gym-packages", corridors), "no render_mode 'rgb_"
+    )
     for name in ("corridors.VecEnvWrapper", "corridors.gym", "corridors.Nothing", "corridors.Corridor"):
         record = json.loads((folder / "config.json").read_text())["environment"]
         edit(folder, environment={**record, "wrappers": [{"name": name, "kwargs": {}}]})
-        _one_line(watched(folder, "--no-render", "--gym-packages", corridors), f"{name!r} is no Wrapper")
+        assert_one_line(watched(folder, "--no-render", "--gym-packages", corridors), f"{name!r} is no Wrapper")
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
@@ -425,7 +433,7 @@ def test_hostile_folders_are_one_line(
     inside = {key: value for key, value in changes.items() if key in record}
     edit(folder, **{"environment": {**record, **inside}, **top})
     monkeypatch.chdir(tmp_path)
-    _one_line(watched(folder, "--no-render", "--games", "1"), words, str(folder))
+    assert_one_line(watched(folder, "--no-render", "--games", "1"), words, str(folder))
     assert os.listdir() == ["shared"]
     assert "antigravity" not in sys.modules
 
@@ -467,14 +475,6 @@ def test_others_of_gymnasium_are_not_taken(name: str, record: dict[str, Any]) ->
     plain = EnvironmentSettings(wrappers=((f"gymnasium.wrappers.{name}", {}),)).to_plain()
     with pytest.raises(ModelFolderError, match=f"the wrapper 'gymnasium.wrappers.{name}' is not among"):
         trusted_environment({**record, "environment": plain})
-
-
-def _one_line(run: Run, *words: str) -> None:
-    assert run.status == 2
-    (line,) = run.err.strip().splitlines()
-    assert line.startswith("sb3-per-dqn: error: ")
-    for word in words:
-        assert word in line
 
 
 @pytest.mark.parametrize("folder", sorted(Path(__file__).parents[1].glob("agents/*")), ids=lambda folder: folder.name)

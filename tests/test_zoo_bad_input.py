@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 from sb3_per_dqn import PerDoubleDQN, atari, zoo
 from sb3_per_dqn.__main__ import main
 from sb3_per_dqn.checks import warn_of_early_joints
-from tests.command_line import BREAKOUT, CARTPOLE_PARAMS, SHORT_CARTPOLE, Run, run_main
+from tests.command_line import BREAKOUT, CARTPOLE_PARAMS, SHORT_CARTPOLE, assert_one_line, run_main
 
 WRAPPED = "--env CartPole-v1 -params env_wrapper:'{}'"
 
@@ -126,7 +126,7 @@ class TestBadInput:
     ) -> None:
         monkeypatch.setattr(atari.WorkerVecEnv, "__init__", _no_worker)
         run = run_main(*arguments, logs=tmp_path / "logs")
-        _assert_one_line(run, *words)
+        assert_one_line(run, *words)
         assert not (tmp_path / "logs").exists()
 
     @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ class TestBadInput:
     ) -> None:
         (tmp_path / "conf.yml").write_text(text)
         flags = ["--env", "CartPole-v1", "-conf", str(tmp_path / "conf.yml"), *more]
-        _assert_one_line(run_main("train", *flags, logs=tmp_path / "logs"), *words)
+        assert_one_line(run_main("train", *flags, logs=tmp_path / "logs"), *words)
         assert not (tmp_path / "logs").exists()
 
     @pytest.mark.parametrize("kind", [ValueError, AssertionError, RuntimeError])
@@ -164,7 +164,7 @@ class TestBadInput:
 
         monkeypatch.setattr(zoo, "run_command", fail)
         line = fail.__code__.co_firstlineno + 1
-        _assert_one_line(run_main("enjoy", "--env", "CartPole-v1"), kind.__name__, f"{Path(__file__).name}:{line}")
+        assert_one_line(run_main("enjoy", "--env", "CartPole-v1"), kind.__name__, f"{Path(__file__).name}:{line}")
 
     @pytest.mark.parametrize("command", ["enjoy", "record_video", "export"])
     def test_a_run_that_failed_does_not_hide_the_one_before(self, command: str, tmp_path: Path) -> None:
@@ -175,22 +175,22 @@ class TestBadInput:
             (run_folder / "CartPole-v1.zip").touch()
         arguments = [command, "--env", "CartPole-v1", *(["--to", str(tmp_path / "x")] if command == "export" else [])]
         run = run_main(*arguments, logs=tmp_path)
-        _assert_one_line(run, str(runs[3] / "CartPole-v1.zip"), "--exp-id 9")
+        assert_one_line(run, str(runs[3] / "CartPole-v1.zip"), "--exp-id 9")
         assert "--resume" not in run.err
 
         (runs[3] / "checkpoints" / "step-000000000100").mkdir(parents=True)
         resume = f"sb3-per-dqn train --resume {runs[3]}"
-        _assert_one_line(run_main(*arguments, logs=tmp_path), "--exp-id 9", resume)
+        assert_one_line(run_main(*arguments, logs=tmp_path), "--exp-id 9", resume)
         for run_folder in runs[:3]:
             shutil.rmtree(run_folder)
         run = run_main(*arguments, logs=tmp_path)
-        _assert_one_line(run, resume)
+        assert_one_line(run, resume)
         assert "--exp-id" not in run.err
 
     def test_a_length_that_is_missing(self, tmp_path: Path) -> None:
         (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
         run = run_main("train", "--env", "CartPole-v1", "-conf", str(tmp_path / "conf.yml"), logs=tmp_path / "logs")
-        _assert_one_line(run, "n_timesteps is missing")
+        assert_one_line(run, "n_timesteps is missing")
 
     def test_a_length_that_is_given_need_not_be_in_the_file(self, tmp_path: Path) -> None:
         (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
@@ -215,7 +215,7 @@ class TestBadInput:
     ) -> None:
         make(tmp_path / "Acrobot.zip")
         run = run_main("train", *SHORT_CARTPOLE, "-i", str(tmp_path / "Acrobot.zip"), logs=tmp_path / "logs")
-        _assert_one_line(run, *words)
+        assert_one_line(run, *words)
         assert not list((tmp_path / "logs" / "per_ddqn").glob("CartPole*"))
 
     @pytest.mark.parametrize("flag", ["-f", "--log-folder", "-tb"])
@@ -227,7 +227,7 @@ class TestBadInput:
         (tmp_path / "file").write_text("in the way")
         monkeypatch.chdir(tmp_path)
         run = run_main("train", "--env", env_id, flag, str(tmp_path / "file" / "logs"))
-        _assert_one_line(run, "output folder", str(tmp_path / "file"))
+        assert_one_line(run, "output folder", str(tmp_path / "file"))
         assert os.listdir(tmp_path) == ["file"]
 
     def test_missing_rom(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,15 +235,15 @@ class TestBadInput:
             raise OSError(f"no {name}.bin")
 
         monkeypatch.setattr(atari.ale_py.roms, "get_rom_path", missing)
-        _assert_one_line(run_main("train", logs=tmp_path / "logs"), "ROM", BREAKOUT)
+        assert_one_line(run_main("train", logs=tmp_path / "logs"), "ROM", BREAKOUT)
         assert not (tmp_path / "logs").exists()
 
     def test_nothing_trained_yet(self, tmp_path: Path) -> None:
-        _assert_one_line(run_main("enjoy", "--no-render", logs=tmp_path), str(tmp_path))
+        assert_one_line(run_main("enjoy", "--no-render", logs=tmp_path), str(tmp_path))
 
     def test_minatar_that_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "minatar", None)
-        _assert_one_line(run_main("train", "--env", "MinAtar/Breakout-v0", logs=tmp_path), "pip install")
+        assert_one_line(run_main("train", "--env", "MinAtar/Breakout-v0", logs=tmp_path), "pip install")
 
     def test_a_run_too_short_for_its_joints_is_warned_of(self) -> None:
         model = PerDoubleDQN("MlpPolicy", "CartPole-v1", learning_starts=16383, exploration=[[0, 1], [0.5, 0.01]])
@@ -275,14 +275,6 @@ class TestBadInput:
         monkeypatch.setattr(PerDoubleDQN, "train", diverge)
         with pytest.raises(ValueError, match="a NaN"):
             run_main("train", *SHORT_CARTPOLE, *CARTPOLE_PARAMS, "--eval-freq", "-1", "-P", logs=tmp_path)
-
-
-def _assert_one_line(run: Run, *words: str) -> None:
-    assert run.status == 2
-    (line,) = run.err.strip().splitlines()
-    assert line.startswith("sb3-per-dqn: error: ")
-    for word in words:
-        assert word in line
 
 
 def _save_with_a_bit_flipped(file: Path) -> None:
