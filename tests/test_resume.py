@@ -222,7 +222,7 @@ def test_a_recorder_goes_on_behind_what_is_there(tmp_path: Path) -> None:
 
 def test_a_run_killed_before_its_first_interval_is_over_goes_on(tmp_path: Path) -> None:
     logs = {name: tmp_path / name for name in ("whole", "killed")}
-    often = ["--checkpoint-every", "100000", "-n", "2000"]
+    often = ["--checkpoint-every", "100000", "-n", "2000", "--save-freq", "1000", "--eval-freq", "1000"]
     subprocess.run(command(logs["whole"], *often), check=True, capture_output=True)
     process = subprocess.Popen(
         command(logs["killed"], *often), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -241,6 +241,7 @@ def test_a_run_killed_before_its_first_interval_is_over_goes_on(tmp_path: Path) 
     assert weights[0] == weights[1]
     assert rows(folder / "episodes.csv", ["timesteps", "r"]) == rows(whole / "episodes.csv", ["timesteps", "r"])
     assert curve(logs["killed"] / "tb" / "CartPole-v1") == curve(logs["whole"] / "tb" / "CartPole-v1")
+    assert {path.name for path in whole.glob("*.zip")} == {path.name for path in folder.glob("*.zip")}
 
 
 def test_runs_that_begin_together_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,13 +219,15 @@ class TestTraining:
     def test_a_trained_model_goes_on(self, cartpole: Run, tmp_path: Path) -> None:
         """As one that had not stopped: no other start of epsilon, and steps are counted on."""
         trained = cartpole.folder / "CartPole-v1.zip"
-        run = run_main(
-            "train", *SHORT_CARTPOLE, *CARTPOLE_PARAMS, "-i", str(trained), logs=tmp_path, env_id="CartPole-v1"
-        )
+        flags = ["-i", str(trained), "--eval-freq", "200", "--save-freq", "200"]
+        run = run_main("train", *SHORT_CARTPOLE, *CARTPOLE_PARAMS, *flags, logs=tmp_path, env_id="CartPole-v1")
         assert run.status == 0, run.err
         before, after = PerDoubleDQN.load(trained), PerDoubleDQN.load(run.folder / "CartPole-v1.zip")
         assert after.num_timesteps == before.num_timesteps + 400
         assert after._n_updates > before._n_updates
+        on_the_way = [*run.folder.glob("rl_model_*_steps.zip"), run.folder / "best_model.zip"]
+        assert len(on_the_way) > 1
+        assert all(PerDoubleDQN.load(path).num_timesteps > before.num_timesteps for path in on_the_way)
         logged = read_columns(run.folder / "progress.csv")
         assert min(logged["time/total_timesteps"]) > before.num_timesteps
         epsilon = logged["rollout/exploration_rate"]

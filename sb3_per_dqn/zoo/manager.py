@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from threading import RLock
 from typing import Any, ClassVar, cast
@@ -334,8 +334,6 @@ class RunManager(HyperparameterManager):
 @contextmanager
 def _going_on(model: BaseAlgorithm) -> Iterator[None]:
     """The zoo calls ``learn`` without a word on counters: let them go on."""
-    vars(model)["learn"] = partial(model.learn, reset_num_timesteps=False)
-    try:
+    kind = type(model)  # what is the model's own would be saved with it
+    with replaced(kind, learn=partialmethod(kind.learn, reset_num_timesteps=False)):
         yield
-    finally:
-        del vars(model)["learn"]
