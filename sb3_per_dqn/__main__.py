@@ -101,6 +101,10 @@ def with_defaults(command: str, arguments: list[str]) -> list[str]:
     :return: our defaults and then the user's arguments: of a flag given twice, the zoo takes the last
     """
     if command == "plot_from_file":
+        parser = argparse.ArgumentParser("sb3-per-dqn plot_from_file", add_help=False)
+        parser.add_argument("-i", "--input")
+        if parser.parse_known_args(arguments)[0].input is None and not {"-h", "--help"} & set(arguments):
+            raise ValueError("plot_from_file: say of which file: -i FILE, as all_plots -o FILE has written it.")
         return arguments
     if command in ("plot_train", "all_plots"):
         return ["-a", "per_ddqn", "-e", DEFAULT_ENV, "-f", "logs", *arguments]
@@ -111,10 +115,14 @@ def with_defaults(command: str, arguments: list[str]) -> list[str]:
     parser.add_argument("-f", "--log-folder", "--folder", default="logs")
     parser.add_argument("--gym-packages", nargs="+", default=[])
     parser.add_argument("-o", "--output-folder")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--n-envs", type=int, default=1)
+    parser.add_argument("-i", "--trained-agent")
     given, _ = parser.parse_known_args(arguments)
 
     from sb3_per_dqn.checks import check_writable
 
+    _check_flags(given)
     logs = given.log_folder
     defaults = ["--algo", given.algo, "--env", given.env, "-f", logs]
     is_atari = _is_atari(given.algo, given.env, given.gym_packages)
@@ -132,6 +140,20 @@ def with_defaults(command: str, arguments: list[str]) -> list[str]:
     if {"-h", "--help"} & set(arguments):
         print(f"defaults: {' '.join(defaults)}\n")
     return defaults + arguments
+
+
+def _check_flags(given: argparse.Namespace) -> None:
+    """What the zoo takes without a word, or refuses without the flag's name."""
+    from sb3_per_dqn.checks import check_device
+
+    if not given.log_folder:  # which the zoo takes for the root of all folders
+        raise ValueError("-f='' is the name of no folder: leave it out, or choose one.")
+    check_device(given.device)
+    if given.n_envs < 1:
+        raise ValueError(f"--n-envs={given.n_envs} must be 1 or more.")
+    agent = given.trained_agent
+    if agent and not (agent.endswith(".zip") and os.path.isfile(agent)):
+        raise ValueError(f"--trained-agent={agent} must be a model's file, and end in .zip.")
 
 
 def _is_atari(algo: str, env_id: str, gym_packages: list[str]) -> bool:

@@ -12,6 +12,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
@@ -23,7 +26,9 @@ ZOO_KEYS = {
     *("monitor_kwargs", "env_kwargs", "noise_type", "noise_std"),
 }
 OUR_KEYS = {"emulators", "ray_actors", "worker_restarts"}
+OF_FLAGS = {"env": "--env", "seed": "--seed", "device": "--device", "verbose": "--verbose", "tensorboard_log": "-tb"}
 SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf", "delta_std"}  # of which lin_0.001 falls to 0
+MONITORS = {"env", "filename"}  # arguments of Monitor that are the zoo's own
 COUNTS = {"n_timesteps": (int, float), "n_envs": (int,), "frame_stack": (int,)}  # !!float 1e7 steps
 
 
@@ -62,6 +67,17 @@ def check_writable(folder: str, flag: str = "-f (and -tb)") -> None:
         raise ValueError(f"output folder {folder!r}: cannot write in {nearest}; choose another with {flag}.")
 
 
+def check_device(device: str) -> None:
+    """
+    :param device: of ``--device``
+    :raises ValueError: if PyTorch knows none of this name
+    """
+    try:
+        get_device(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device={device} is no device: {str(error).splitlines()[0]}.") from None
+
+
 def warn_of_early_joints(model: PerDoubleDQN, n_timesteps: int) -> None:
     """
     Epsilon's joints are fractions of the run, and the warm-up is a number of steps: in a run much shorter than the one
@@ -87,6 +103,9 @@ def check_keys(hyperparams: dict[str, Any], algorithm: type[BaseAlgorithm], leng
     :param length_is_given: on the command line
     :raises ValueError: for a key that nothing reads, and for one that is missing
     """
+    for name, flag in OF_FLAGS.items():
+        if name in hyperparams:
+            raise ValueError(f"hyperparameters: {name}={hyperparams[name]!r} is given by {flag}: leave it out here.")
     needed = {"policy"} if length_is_given else {"policy", "n_timesteps"}
     check_known(hyperparams, ZOO_KEYS | OUR_KEYS | arguments_of(algorithm), "hyperparameters")
     for name in sorted(needed - hyperparams.keys()):
@@ -139,6 +158,17 @@ def _number_for(name: str, text: str, kind: type[Any]) -> str:
     in_yaml = f" or, in YAML, !!float {text}" if may_be_float else ""
     falling = f", or lin_{text} for one that falls to 0" if name in SCHEDULES else ""
     return f"{np.format_float_positional(float(text), trim='-')}{in_yaml}{falling}"
+
+
+def check_wrapper_kwargs(hyperparams: Mapping[str, Any]) -> None:
+    """
+    :param hyperparams: of one environment, as in the zoo's YAML, evaluated
+    :raises ValueError: for a key of ``normalize`` or ``monitor_kwargs`` that nothing reads
+    """
+    for key, kind, made_by_zoo in (("normalize", VecNormalize, {"venv"}), ("monitor_kwargs", Monitor, MONITORS)):
+        given = hyperparams.get(key)
+        if isinstance(given, dict):
+            check_known(given, arguments_of(kind) - made_by_zoo, key)
 
 
 def check_kwargs(arguments: dict[str, Any], algorithm: type[BaseAlgorithm]) -> None:

@@ -10,10 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
-from sb3_per_dqn.checks import check_writable
+from sb3_per_dqn.checks import check_device, check_writable
 from sb3_per_dqn.classes import imported
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.score import Score
@@ -81,10 +80,7 @@ def _check(given: argparse.Namespace) -> None:
         raise ValueError(f"--games={given.games} must be 1 or more.")
     if not 0 <= given.seed < 2**32:
         raise ValueError(f"--seed={given.seed} must be 0 or more, and less than 2**32.")
-    try:
-        get_device(given.device)
-    except RuntimeError as error:
-        raise ValueError(f"--device={given.device} is no device: {str(error).splitlines()[0]}.") from None
+    check_device(given.device)
     if given.video is not None:
         if given.no_render:
             raise ValueError(f"--no-render draws nothing, and --video={given.video} asks for it: leave one out.")

@@ -118,6 +118,24 @@ class TestBadInput:
             (["train", "-conf", "./conf.json"], ["--conf-file=./conf.json", ".yml"]),
             (["train", "-conf", "json"], ["--conf-file=json", "hyperparams"]),
             (["tran"], ["tran", "train"]),
+            (["plot_from_file", "-o", "x.svg"], ["-i FILE", "all_plots -o FILE"]),
+            (["enjoy", "--env", "CartPole-v1", "--n-envs", "0"], ["--n-envs=0"]),
+            (["record_video", "--env", "CartPole-v1", "--n-envs", "0"], ["--n-envs=0"]),
+            (["train", "--env", "CartPole-v1", "--device", "gpu"], ["--device=gpu", "cuda"]),
+            (["enjoy", "--env", "CartPole-v1", "--device", "gpu"], ["--device=gpu", "cuda"]),
+            (["export", "--env", "CartPole-v1", "--to", "x", "--device", "gpu"], ["--device=gpu", "cuda"]),
+            (["train", "--env", "CartPole-v1", "-i", "nowhere.zip"], ["--trained-agent=nowhere.zip", ".zip"]),
+            (["train", "--env", "CartPole-v1", "-params", "seed:3"], ["seed=3", "--seed"]),
+            (["train", "--env", "CartPole-v1", "-params", "verbose:1"], ["verbose=1", "--verbose"]),
+            (["train", "--env", "CartPole-v1", "-params", "normalize:{'norm_ob':True}"], ["norm_ob'", "norm_obs?"]),
+            (
+                ["train", "--env", "CartPole-v1", "-params", "monitor_kwargs:{'info_keyword':()}"],
+                ["monitor_kwargs", "info_keywords?"],
+            ),
+            (["train", "--env", "CartPole-v1", "-optimize", "--n-trials", "0"], ["--n-trials=0"]),
+            (["train", "--env", "CartPole-v1", "-optimize", "--n-evaluations", "0"], ["--n-evaluations=0"]),
+            (["train", "--env", "CartPole-v1", "-optimize", "--n-jobs", "0"], ["--n-jobs=0"]),
+            (["train", "--env", "CartPole-v1", "-optimize", "--n-startup-trials", "-1"], ["--n-startup-trials=-1"]),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else None,
     )
@@ -229,6 +247,10 @@ class TestBadInput:
         run = run_main("train", "--env", env_id, flag, str(tmp_path / "file" / "logs"))
         assert_one_line(run, "output folder", str(tmp_path / "file"))
         assert os.listdir(tmp_path) == ["file"]
+
+    @pytest.mark.parametrize("command", ["train", "enjoy", "record_training"])
+    def test_no_folder_is_not_the_root(self, command: str) -> None:
+        assert_one_line(run_main(command, "--env", "CartPole-v1", "-n", "100", "-f", ""), "-f=''", "no folder")
 
     def test_missing_rom(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def missing(name: str) -> Path:

@@ -13,13 +13,17 @@ from rl_zoo3.utils import ALGOS, get_wrapper_class
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from sb3_per_dqn.checks import check_keys, check_kwargs, check_policy
+from sb3_per_dqn.checks import check_keys, check_kwargs, check_policy, check_wrapper_kwargs
 from sb3_per_dqn.classes import check_classes, imported
 from sb3_per_dqn.run_settings import CONF_KINDS
 from sb3_per_dqn.workers import WorkerVecEnv
 from sb3_per_dqn.zoo.evaluation import in_evaluation_mode, native_wrapper_kwargs
 from sb3_per_dqn.zoo.remote import actors_arguments
 
+LOWEST = {  # of the zoo's flags, and below it the words for "not given", and for all processors
+    **{"n_timesteps": (1, -1), "log_interval": (1, -1, -2), "n_eval_envs": (1,), "eval_episodes": (1,)},
+    **{"n_evaluations": (1,), "n_trials": (1,), "n_startup_trials": (0,), "n_jobs": (1, -1)},
+}
 _DICTIONARY = (dict,), "a dictionary, such as dict(name=value)"
 EVALUATED: dict[str, tuple[tuple[type, ...], str]] = {  # what they are, if they are given as text
     "policy_kwargs": _DICTIONARY,
@@ -57,10 +61,10 @@ class HyperparameterManager(ExperimentManager):
         self.wrapper_kwargs: dict[str, Any] = {}  # of AtariGameWrapper, for native emulators
 
     def _check_flags(self) -> None:
-        lowest = {"n_timesteps": 1, "log_interval": 1, "n_eval_envs": 1, "eval_episodes": 1}
-        for name, value in vars(self.args).items():
-            if name in lowest and value < lowest[name] and value not in (-1, -2):  # the zoo's words for "not given"
-                raise ValueError(f"--{name.replace('_', '-')}={value} must be {lowest[name]} or more.")
+        for name, (lowest, *words) in LOWEST.items():
+            value = getattr(self.args, name, None)
+            if value is not None and value < lowest and value not in words:
+                raise ValueError(f"--{name.replace('_', '-')}={value} must be {lowest} or more.")
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
@@ -85,6 +89,7 @@ class HyperparameterManager(ExperimentManager):
         check_policy(hyperparams["policy"], ALGOS[self.algo])
         check_classes(hyperparams)
         _evaluate(hyperparams)
+        check_wrapper_kwargs(hyperparams)
         return hyperparams, saved
 
     def _check_conf_file(self) -> None:
