@@ -224,15 +224,15 @@ def random_return(n_games: int) -> float:
 
 @pytest.mark.slow
 def test_learns_breakout(one_thread: None) -> None:
-    """The settings of the run of 300,000 frames, cut to 60,000; the schedules are fractions and shrink with it."""
+    """The settings of the run of 300,000 frames, cut to 40,000; the schedules are fractions and shrink with it."""
     settings = yaml.safe_load((hyperparams_folder() / "minatar_300k.yml").read_text())["MinAtar/Breakout-v0"]
     for name in ("env_wrapper", "policy", "n_timesteps"):
         del settings[name]
     model = PerDoubleDQN(MinAtarPolicy, make(settings.pop("n_envs")), seed=0, **settings)
-    model.learn(60_000)
+    model.learn(40_000)
     assert model.ep_info_buffer is not None
     assert len(model.ep_info_buffer) == 100
     learned = np.mean([episode["r"] for episode in model.ep_info_buffer])
     by_chance = random_return(300)
     print(f"last 100 games {learned:.2f}, random actions {by_chance:.2f}")
-    assert learned > by_chance + 1.0  # measured: 3.76 and 0.41
+    assert learned > by_chance + 1.0  # measured: 2.91 and 0.41

@@ -359,8 +359,8 @@ def test_cartpole_reaches_475(fast: dict[str, Any]) -> None:
     evaluation = EvalCallback(
         make_vec_env("CartPole-v1", seed=99),
         callback_on_new_best=StopTrainingOnRewardThreshold(475),
-        n_eval_episodes=20,
-        eval_freq=2_560,
+        n_eval_episodes=10,
+        eval_freq=5_120,
         verbose=0,
     )
     model.learn(total_timesteps, callback=evaluation)
