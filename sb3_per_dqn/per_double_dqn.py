@@ -4,13 +4,10 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
-from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -25,11 +22,12 @@ from stable_baselines3.common.type_aliases import (
     TrainFreq,
     TrainFrequencyUnit,
 )
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
 from sb3_per_dqn.acting import ActingVecEnv, check_acting
+from sb3_per_dqn.arguments import check_arguments, check_going_together, check_restarts, check_step
 from sb3_per_dqn.cuda_graph import RecordedStep
 from sb3_per_dqn.overlap import OverlappedVecEnv
 from sb3_per_dqn.persistence import PersistentDQN
@@ -86,16 +84,6 @@ class PerDoubleDQN(PersistentDQN):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    _FINITE: ClassVar[tuple[str, ...]] = (
-        "tau",
-        "gamma",
-        "exploration_fraction",
-        "exploration_initial_eps",
-        "exploration_final_eps",
-        "learning_starts",
-        "target_update_interval",
-    )
-    _WHOLE: ClassVar[tuple[str, ...]] = ("buffer_size", "batch_size", "gradient_steps", "n_steps")
 
     def __init__(
         self,
@@ -131,7 +119,13 @@ class PerDoubleDQN(PersistentDQN):
         super().__init__(policy, env, *args, **kwargs)
 
     def _setup_model(self) -> None:
-        self._check_arguments()
+        check_arguments(self)
+        check_priority_arguments(
+            self.prioritized_replay_alpha,
+            self.prioritized_replay_eps,
+            self.prioritized_replay_normalize_weights,
+            prefix="prioritized_replay_",
+        )
         self._speedups = Speedups(self.speedups, self.device)
         self._loss_and_errors = self._speedups.compiled(self._td_loss)
         self.beta_schedule: Schedule = as_schedule(self.prioritized_replay_beta, "prioritized_replay_beta")
@@ -148,57 +142,6 @@ class PerDoubleDQN(PersistentDQN):
             self._speedups.leave_out_graph(f"{type(self.policy.optimizer).__name__} has no argument capturable")
         if self.exploration is not None:
             self.exploration_schedule = as_schedule(self.exploration, "exploration")
-
-    def _check_arguments(self) -> None:
-        if not issubclass(self.policy_class, DQNPolicy):  # a class that was given, or that a loaded file names
-            raise ValueError(
-                f"policy={self.policy_class.__name__} is no policy of DQN, but one of another algorithm: choose "
-                f"{', '.join(self.policy_aliases)}, or a subclass of one of them."
-            )
-        check_priority_arguments(
-            self.prioritized_replay_alpha,
-            self.prioritized_replay_eps,
-            self.prioritized_replay_normalize_weights,
-            prefix="prioritized_replay_",
-        )
-        finite = self._FINITE if callable(self.learning_rate) else (*self._FINITE, "learning_rate")
-        for name in finite:
-            value = getattr(self, name)
-            if not (isinstance(value, Real) and math.isfinite(value)):
-                raise ValueError(f"{name}={value!r} must be a finite number.")
-        for name in self._WHOLE:
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < (-1 if name == "gradient_steps" else 1):
-                raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
-        self._check_train_freq()
-        if not (isinstance(self.max_grad_norm, Real) and self.max_grad_norm > 0):  # infinity switches clipping off
-            raise ValueError(f"max_grad_norm={self.max_grad_norm!r} must be a number above 0.")
-        if isinstance(self.action_space, spaces.Discrete) and self.action_space.start != 0:
-            raise ValueError(f"action_space={self.action_space}: actions must be numbered from 0 on, with start=0.")
-        space = self.observation_space
-        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-        if not all(_starts_at_zero(part) for part in parts.values()):  # SB3's networks see one-hot vectors
-            raise ValueError(f"observation_space={space}: observations must be numbered from 0 on, with start=0.")
-
-    def _check_train_freq(self) -> None:
-        given: Any = self.train_freq
-        frequency, unit = given if isinstance(given, tuple) and len(given) == 2 else (given, "step")
-        units = (*TrainFrequencyUnit, *(unit.value for unit in TrainFrequencyUnit))  # a loaded file has SB3's object
-        if not isinstance(frequency, int) or frequency < 1 or unit not in units:
-            raise ValueError(
-                f"train_freq={given!r} must be a whole number of steps, 1 or more, or a pair (number, 'step') or "
-                "(number, 'episode')."
-            )
-
-    def check_episodes(self, n_envs: int) -> None:
-        """
-        :param n_envs: number of environments that the model is to be trained in
-        :raises ValueError: if ``train_freq`` counts episodes, and they are several
-        """
-        assert isinstance(self.train_freq, TrainFreq)
-        if self.train_freq.unit == TrainFrequencyUnit.EPISODE and n_envs > 1:
-            given = (self.train_freq.frequency, "episode")
-            raise ValueError(f"train_freq={given} is for one environment, and there are {n_envs}: count steps.")
 
     def _choose_replay_buffer(self) -> None:
         if self.prioritized_replay and self.replay_buffer_class is None:
@@ -232,53 +175,18 @@ class PerDoubleDQN(PersistentDQN):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        buffer = self.replay_buffer
-        assert buffer is not None
-        stored = buffer.buffer_size * buffer.n_envs
-        if stored < self.batch_size:  # not in the constructor: a model may be loaded with buffer_size=1 to be watched
-            raise ValueError(
-                f"buffer_size={self.buffer_size} holds {stored} transitions, fewer than batch_size={self.batch_size}: "
-                "make the buffer larger or the batch smaller."
-            )
-        if self.train_while_stepping and isinstance(buffer, HerReplayBuffer):
-            raise ValueError(
-                "train_while_stepping=True: HerReplayBuffer asks the environments for rewards while they step: "
-                "pass train_while_stepping=False."
-            )
-        if isinstance(buffer, DeviceReplayBuffer) and self._vec_normalize_env is not None:
-            raise ValueError(
-                "replay_buffer_class=DeviceReplayBuffer does not know VecNormalize, whose statistics are on the host: "
-                "leave the class out, or VecNormalize."
-            )
-        if self._vec_normalize_env is not None:
-            self._check_transposition()
-        if self._acting is not None:
+        check_going_together(self, self.train_while_stepping)
+        if self._acting is None:
+            check_restarts(self)
+        else:
             check_acting(self)
-        self.check_episodes(self.n_envs)
-        restarts = 0 if self._acting is not None else getattr(self.env, "restarts", 0)
-        if restarts and not isinstance(buffer, PrioritizedReplayBuffer):
-            raise ValueError(
-                f"restarts={restarts}: {type(buffer).__name__} cannot leave out the step at which a worker was lost: "
-                "pass restarts=0 (or PrioritizedReplayBuffer)."
-            )
         if reset_num_timesteps:
             self._owed_gradient_steps = 0
-        if isinstance(buffer, PrioritizedReplayBuffer):
-            buffer.expect(total_timesteps)
+        if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
+            self.replay_buffer.expect(total_timesteps)
             if reset_num_timesteps or self._last_obs is None:  # SB3 resets the environments
-                buffer.end_segments()
+                self.replay_buffer.end_segments()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-
-    def _check_transposition(self) -> None:
-        # SB3 stores what VecNormalize was given, which must be what the networks see
-        layer: Any = self.env
-        while isinstance(layer, VecEnvWrapper) and not isinstance(layer, VecNormalize):
-            if isinstance(layer, VecTransposeImage) and not layer.skip:
-                raise ValueError(
-                    "VecNormalize inside VecTransposeImage keeps images with channels last, and the networks see them "
-                    "first: VecNormalize(VecTransposeImage(env), ...)."
-                )
-            layer = layer.venv
 
     @property
     def _acting(self) -> ActingVecEnv | None:
@@ -349,21 +257,7 @@ class PerDoubleDQN(PersistentDQN):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        # Here, where it is still known whose it is
-        with np.errstate(over="ignore"):
-            kept = np.asarray(reward).astype(np.float32)  # as replay memory keeps it
-        if not np.isfinite(kept).all():
-            env = int(np.flatnonzero(~np.isfinite(kept))[0])
-            raise ValueError(
-                f"At step {self.num_timesteps}, the reward of environment {env} is {reward[env]}, which nothing can be "
-                "learned from: mend the environment. Nothing of this step was stored."
-            )
-        ended = [env for env in np.flatnonzero(dones).tolist() if _with_nan(infos[env].get("terminal_observation"))]
-        if with_nan := _with_nan(new_obs) + ended:
-            raise ValueError(
-                f"At step {self.num_timesteps}, an observation of environment {with_nan[0]} is NaN: mend the "
-                "environment. Nothing of this step was stored."
-            )
+        check_step(self.num_timesteps, new_obs, reward, dones, infos)  # here, where it is still known whose it is
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
@@ -588,17 +482,3 @@ class PerDoubleDQN(PersistentDQN):
         finally:
             self._deferring, self._overlapped = False, None
         return self
-
-
-def _with_nan(observations: Any) -> list[int]:
-    """
-    :param observations: a batch of them, or a dict of batches
-    :return: places of those that hold a NaN
-    """
-    parts = observations.values() if isinstance(observations, dict) else (observations,)
-    floats = [part for part in map(np.atleast_1d, parts) if part.dtype.kind == "f"]
-    return [int(place[0]) for part in floats if np.isnan(part).any() for place in np.argwhere(np.isnan(part))]
-
-
-def _starts_at_zero(space: spaces.Space[Any]) -> bool:
-    return not (isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start))

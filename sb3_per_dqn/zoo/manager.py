@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_per_dqn.acting import check_acting
+from sb3_per_dqn.arguments import check_episodes
 from sb3_per_dqn.atari import check_atari_id, make_atari_vec_env
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.checkpoint import RunCheckpoints
@@ -138,7 +139,7 @@ class RunManager(HyperparameterManager):
                 model = ALGOS[self.algo](env=env, seed=self.seed, device=self.device, **arguments)
                 model._setup_learn(self.n_timesteps)
                 if isinstance(model, PerDoubleDQN):
-                    model.check_episodes(self.n_envs)
+                    check_episodes(model, self.n_envs)
                     warn_of_early_joints(model, self.n_timesteps)
 
     def _join_cluster(self, address: str) -> None:
