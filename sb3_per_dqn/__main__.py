@@ -10,9 +10,7 @@ Exit status: 0, or 2 for a wrong argument, 1 if training fails, 130 after Ctrl-C
 training is saved, and can be resumed).
 """
 
-import argparse
 import difflib
-import os
 import sys
 import traceback
 
@@ -81,93 +79,19 @@ def run(command: str, arguments: list[str]) -> int:
 
             print(watch_model(arguments))
             return 0
+        from sb3_per_dqn.flags import with_defaults
+
         settings = RunSettings()
         if command == "train":
             if {"-h", "--help"} & set(arguments):
                 print(f"our own {settings_help()}")
             settings, arguments = parse_settings(arguments)
-        zoo.run_command(command, with_defaults(command, arguments), settings)
+        zoo.run_command(command, with_defaults(command, arguments, DEFAULT_ENV), settings)
     except Exception as error:
         if zoo.arose_in_training(error) and not isinstance(error, CheckpointError):
             raise
         return fail(one_line(error))
     return 0
-
-
-def with_defaults(command: str, arguments: list[str]) -> list[str]:
-    """
-    :param command: one of ``COMMANDS``
-    :param arguments: the user's
-    :return: our defaults and then the user's arguments: of a flag given twice, the zoo takes the last
-    """
-    if command == "plot_from_file":
-        parser = argparse.ArgumentParser("sb3-per-dqn plot_from_file", add_help=False)
-        parser.add_argument("-i", "--input")
-        if parser.parse_known_args(arguments)[0].input is None and not {"-h", "--help"} & set(arguments):
-            raise ValueError("plot_from_file: say of which file: -i FILE, as all_plots -o FILE has written it.")
-        return arguments
-    if command in ("plot_train", "all_plots"):
-        return ["-a", "per_ddqn", "-e", DEFAULT_ENV, "-f", "logs", *arguments]
-    # Only what the defaults depend on; the zoo parses it all again
-    parser = argparse.ArgumentParser(f"sb3-per-dqn {command}", add_help=False)
-    parser.add_argument("--algo", default="per_ddqn")
-    parser.add_argument("--env", default=DEFAULT_ENV)
-    parser.add_argument("-f", "--log-folder", "--folder", default="logs")
-    parser.add_argument("--gym-packages", nargs="+", default=[])
-    parser.add_argument("-o", "--output-folder")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--n-envs", type=int, default=1)
-    parser.add_argument("-i", "--trained-agent")
-    given, _ = parser.parse_known_args(arguments)
-
-    from sb3_per_dqn.checks import check_writable
-
-    _check_flags(given)
-    logs = given.log_folder
-    defaults = ["--algo", given.algo, "--env", given.env, "-f", logs]
-    is_atari = _is_atari(given.algo, given.env, given.gym_packages)
-    if command == "train":
-        defaults += ["-tb", os.path.join(logs, "tensorboard")]
-        defaults += ["--vec-env", "subproc", "-P"] if is_atari else []
-    elif given.output_folder:
-        check_writable(given.output_folder, "-o")
-    if command != "train" and is_atari and given.algo == "per_ddqn":
-        defaults += ["--deterministic"]  # our evaluation mode brings its own random actions
-    if command == "record_training":
-        # Not among a run's videos, its own default, as it deletes what is there. Its ffmpeg wants an absolute path
-        folder = given.output_folder or os.path.join(logs, "videos", given.env.replace("/", "-"))
-        arguments = [*arguments, "-o", os.path.abspath(folder)]
-    if {"-h", "--help"} & set(arguments):
-        print(f"defaults: {' '.join(defaults)}\n")
-    return defaults + arguments
-
-
-def _check_flags(given: argparse.Namespace) -> None:
-    """What the zoo takes without a word, or refuses without the flag's name."""
-    from sb3_per_dqn.checks import check_device
-
-    if not given.log_folder:  # which the zoo takes for the root of all folders
-        raise ValueError("-f='' is the name of no folder: leave it out, or choose one.")
-    check_device(given.device)
-    if given.n_envs < 1:
-        raise ValueError(f"--n-envs={given.n_envs} must be 1 or more.")
-    agent = given.trained_agent
-    if agent and not (agent.endswith(".zip") and os.path.isfile(agent)):
-        raise ValueError(f"--trained-agent={agent} must be a model's file, and end in .zip.")
-
-
-def _is_atari(algo: str, env_id: str, gym_packages: list[str]) -> bool:
-    from rl_zoo3.utils import ALGOS
-
-    from sb3_per_dqn import zoo
-    from sb3_per_dqn.checks import check_algo, check_env_id
-    from sb3_per_dqn.classes import imported
-
-    check_algo(algo, ALGOS)
-    for package in gym_packages:
-        imported(package, "--gym-packages")
-    check_env_id(env_id)
-    return zoo.RunManager.is_atari(env_id)
 
 
 def one_line(error: Exception) -> str:

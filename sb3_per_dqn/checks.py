@@ -32,14 +32,15 @@ MONITORS = {"env", "filename"}  # arguments of Monitor that are the zoo's own
 COUNTS = {"n_timesteps": (int, float), "n_envs": (int,), "frame_stack": (int,)}  # !!float 1e7 steps
 
 
-def check_algo(algo: str, known: Iterable[str]) -> None:
+def check_algo(algo: str, known: Iterable[str], flag: str = "--algo=") -> None:
     """
     :param algo: name of an algorithm
     :param known: to the zoo
+    :param flag: that gave it, for the message
     :raises ValueError: if it is none of these, with the nearest one
     """
     if algo not in known:
-        raise ValueError(f"--algo={algo!r} is not known to rl-zoo3; {_hint(algo, known)}")
+        raise ValueError(f"{flag}{algo!r} is not known to rl-zoo3; {_hint(algo, known)}")
 
 
 def check_env_id(env_id: str) -> None:

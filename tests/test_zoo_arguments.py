@@ -13,8 +13,9 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_per_dqn import DeviceReplayBuffer, MlpPolicy, PerDoubleDQN, zoo
-from sb3_per_dqn.__main__ import COMMANDS, with_defaults
+from sb3_per_dqn.__main__ import COMMANDS, DEFAULT_ENV
 from sb3_per_dqn.checks import check_keys, check_kwargs
+from sb3_per_dqn.flags import with_defaults
 from sb3_per_dqn.zoo.evaluation import in_evaluation_mode
 from tests.command_line import BREAKOUT, CARTPOLE_PARAMS, SHORT_CARTPOLE, run_main
 
@@ -68,10 +69,10 @@ class TestArguments:
         assert {key: seen[key] for key in expected} == expected
 
     def test_watching_an_atari_game_is_deterministic(self) -> None:
-        assert "--deterministic" in with_defaults("enjoy", [])
-        assert "--deterministic" in with_defaults("record_video", ["--env=ALE/Pong-v5"])
-        assert "--deterministic" not in with_defaults("enjoy", ["--env", "CartPole-v1"])
-        assert "--deterministic" not in with_defaults("enjoy", ["--algo", "dqn"])  # its games have no random actions
+        assert "--deterministic" in with_defaults("enjoy", [], DEFAULT_ENV)
+        assert "--deterministic" in with_defaults("record_video", ["--env=ALE/Pong-v5"], DEFAULT_ENV)
+        assert "--deterministic" not in with_defaults("enjoy", ["--env", "CartPole-v1"], DEFAULT_ENV)
+        assert "--deterministic" not in with_defaults("enjoy", ["--algo", "dqn"], DEFAULT_ENV)  # no random actions
 
     def test_a_slash_behind_the_folder_is_one(self, tmp_path: Path) -> None:
         run = run_main("train", *SHORT_CARTPOLE, "--eval-freq", "-1", *CARTPOLE_PARAMS, "-f", f"{tmp_path}/")

@@ -119,6 +119,12 @@ class TestBadInput:
             (["train", "-conf", "json"], ["--conf-file=json", "hyperparams"]),
             (["tran"], ["tran", "train"]),
             (["plot_from_file", "-o", "x.svg"], ["-i FILE", "all_plots -o FILE"]),
+            (["all_plots", "-e", "CartPole-v1", "--no-display"], ["-f", "logs", "no folder"]),
+            (["plot_train", "-e", "CartPole-v1"], ["-f", "logs", "no folder"]),
+            (["record_video", "--env", "CartPole-v1", "-n", "0"], ["-n 0", "1 or more"]),
+            (["enjoy", "--env", "CartPole-v1", "--no-render", "--n-timesteps", "-3"], ["-n -3", "1 or more"]),
+            (["train", "--env", "CartPole-v1", "--seed", "4294967296"], ["--seed=4294967296", "4294967295"]),
+            (["enjoy", "--env", "CartPole-v1", "--seed", "-2"], ["--seed=-2", "4294967295"]),
             (["enjoy", "--env", "CartPole-v1", "--n-envs", "0"], ["--n-envs=0"]),
             (["record_video", "--env", "CartPole-v1", "--n-envs", "0"], ["--n-envs=0"]),
             (["train", "--env", "CartPole-v1", "--device", "gpu"], ["--device=gpu", "cuda"]),
@@ -146,6 +152,20 @@ class TestBadInput:
         run = run_main(*arguments, logs=tmp_path / "logs")
         assert_one_line(run, *words)
         assert not (tmp_path / "logs").exists()
+
+    @pytest.mark.parametrize("command", ["plot_train", "all_plots"])
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["-e", "CartPol-v1"], ["-e CartPol-v1", "CartPole-v1_1"]),
+            (["-e", "CartPole-v1", "Acrobot-v1"], ["-e Acrobot-v1", "CartPole-v1_1"]),
+            (["-e", "CartPole-v1", "-a", "per_dqn"], ["per_dqn", "did you mean per_ddqn?"]),
+            (["-e", "CartPole-v1", "-f", ""], ["-f ''"]),
+        ],
+    )
+    def test_a_plot_of_no_run(self, command: str, arguments: list[str], words: list[str], tmp_path: Path) -> None:
+        (tmp_path / "per_ddqn" / "CartPole-v1_1").mkdir(parents=True)
+        assert_one_line(run_main(command, "-f", str(tmp_path), *arguments), *words)
 
     @pytest.mark.parametrize(
         ("text", "words"),
