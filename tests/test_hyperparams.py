@@ -141,7 +141,7 @@ def test_seed_network(seed_experiment: Any) -> None:
 
 def test_every_file_is_there() -> None:
     files = {path.name for path in hyperparams_folder().glob("*.yml")}
-    assert files >= {"per_ddqn.yml", "breakout_50k.yml", "breakout_200k.yml", "minatar_300k.yml"}
+    assert files >= {"per_ddqn.yml", "breakout_50k.yml", "atari_200k.yml", "minatar_300k.yml"}
 
 
 @pytest.mark.parametrize(("config", "entry"), ENTRIES)
