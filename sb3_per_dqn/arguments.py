@@ -39,7 +39,8 @@ def check_arguments(model: DQN) -> None:
     for name in WHOLE:
         value = getattr(model, name)
         if not isinstance(value, Integral) or value < (-1 if name == "gradient_steps" else 1):
-            raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
+            alone = " (or 0, or -1 for as many as steps)" if name == "gradient_steps" else ""
+            raise ValueError(f"{name}={value!r} must be a whole number, 1 or more{alone}.")
     _check_train_freq(model.train_freq)
     if not (isinstance(model.max_grad_norm, Real) and model.max_grad_norm > 0):  # infinity switches clipping off
         raise ValueError(f"max_grad_norm={model.max_grad_norm!r} must be a number above 0.")
@@ -48,7 +49,7 @@ def check_arguments(model: DQN) -> None:
 
 def _check_train_freq(given: Any) -> None:
     frequency, unit = given if isinstance(given, tuple) and len(given) == 2 else (given, "step")
-    units = (*TrainFrequencyUnit, *(unit.value for unit in TrainFrequencyUnit))  # a loaded file has SB3's object
+    units = (*TrainFrequencyUnit, *(each.value for each in TrainFrequencyUnit))  # a loaded file has SB3's object
     if not isinstance(frequency, int) or frequency < 1 or unit not in units:
         raise ValueError(
             f"train_freq={given!r} must be a whole number of steps, 1 or more, or a pair (number, 'step') or "

@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import get_device
@@ -29,18 +30,18 @@ OUR_KEYS = {"emulators", "ray_actors", "worker_restarts"}
 OF_FLAGS = {"env": "--env", "seed": "--seed", "device": "--device", "verbose": "--verbose", "tensorboard_log": "-tb"}
 SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf", "delta_std"}  # of which lin_0.001 falls to 0
 MONITORS = {"env", "filename"}  # arguments of Monitor that are the zoo's own
+STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 COUNTS = {"n_timesteps": (int, float), "n_envs": (int,), "frame_stack": (int,)}  # !!float 1e7 steps
 
 
-def check_algo(algo: str, known: Iterable[str], flag: str = "--algo=") -> None:
+def check_algo(algo: str, flag: str = "--algo=") -> None:
     """
     :param algo: name of an algorithm
-    :param known: to the zoo
     :param flag: that gave it, for the message
-    :raises ValueError: if it is none of these, with the nearest one
+    :raises ValueError: if rl-zoo3 does not know it, with the nearest one that it knows
     """
-    if algo not in known:
-        raise ValueError(f"{flag}{algo!r} is not known to rl-zoo3; {_hint(algo, known)}")
+    if algo not in ALGOS:
+        raise ValueError(f"{flag}{algo!r} is not known to rl-zoo3; {_hint(algo, ALGOS)}")
 
 
 def check_env_id(env_id: str) -> None:
@@ -77,6 +78,18 @@ def check_device(device: str) -> None:
         get_device(device)
     except RuntimeError as error:
         raise ValueError(f"--device={device} is no device: {str(error).splitlines()[0]}.") from None
+
+
+def check_seed(seed: int, may_be_drawn: bool = False) -> None:
+    """
+    :param seed: of ``--seed``
+    :param may_be_drawn: whether -1 is one, which rl-zoo3 takes for a seed that is drawn
+    :raises ValueError: if NumPy could not be seeded with it
+    """
+    lowest = -1 if may_be_drawn else 0
+    if not lowest <= seed < 2**32:
+        drawn = " (which draws one)" if may_be_drawn else ""
+        raise ValueError(f"--seed={seed} must be from {lowest}{drawn} to {2**32 - 1}.")
 
 
 def warn_of_early_joints(model: PerDoubleDQN, n_timesteps: int) -> None:
@@ -200,15 +213,12 @@ def _parameters_of(kind: type[Any]) -> dict[str, inspect.Parameter]:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters
-        named = {name: parameter for name, parameter in parameters.items() if parameter.kind not in _STARRED}
+        named = {name: parameter for name, parameter in parameters.items() if parameter.kind not in STARRED}
         found = {**named, **found}  # what a subclass says comes first
         if len(named) == len(parameters):
             break
     found.pop("self", None)
     return found
-
-
-_STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def check_known(given: Iterable[str], known: set[str], what: str) -> None:

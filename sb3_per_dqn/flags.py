@@ -2,16 +2,11 @@
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from rl_zoo3.utils import ALGOS
-
-from sb3_per_dqn.checks import check_algo, check_device, check_env_id, check_writable
+from sb3_per_dqn.checks import check_algo, check_device, check_env_id, check_seed, check_writable
 from sb3_per_dqn.classes import imported
 from sb3_per_dqn.zoo import RunManager
-
-LARGEST_SEED = 2**32 - 1  # of NumPy's
 
 
 def with_defaults(command: str, arguments: list[str], env_id: str) -> list[str]:
@@ -24,7 +19,7 @@ def with_defaults(command: str, arguments: list[str], env_id: str) -> list[str]:
     """
     asks_for_help = bool({"-h", "--help"} & set(arguments))
     if command == "plot_from_file":
-        parser = argparse.ArgumentParser(f"sb3-per-dqn {command}", add_help=False)
+        parser = argparse.ArgumentParser(f"sb3-per-dqn {command}", add_help=False, allow_abbrev=False)
         parser.add_argument("-i", "--input")
         if parser.parse_known_args(arguments)[0].input is None and not asks_for_help:
             raise ValueError("plot_from_file: say of which file: -i FILE, as all_plots -o FILE has written it.")
@@ -35,7 +30,7 @@ def with_defaults(command: str, arguments: list[str], env_id: str) -> list[str]:
             _check_runs(command, arguments)
         return arguments
     # Only what the defaults depend on, or what is checked here; the zoo parses it all again
-    parser = argparse.ArgumentParser(f"sb3-per-dqn {command}", add_help=False)
+    parser = argparse.ArgumentParser(f"sb3-per-dqn {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--algo", default="per_ddqn")
     parser.add_argument("--env", default=env_id)
     parser.add_argument("-f", "--log-folder", "--folder", default="logs")
@@ -48,7 +43,7 @@ def with_defaults(command: str, arguments: list[str], env_id: str) -> list[str]:
     parser.add_argument("-i", "--trained-agent")
     given, _ = parser.parse_known_args(arguments)
     _check_flags(given, command)
-    is_atari = _is_atari(given.algo, given.env, given.gym_packages)
+    is_atari = RunManager.is_atari(given.env)
     defaults = ["--algo", given.algo, "--env", given.env, "-f", given.log_folder]
     if command == "train":
         defaults += ["-tb", os.path.join(given.log_folder, "tensorboard")]
@@ -74,32 +69,25 @@ def _check_flags(given: argparse.Namespace, command: str) -> None:
         raise ValueError(f"--n-envs={given.n_envs} must be 1 or more.")
     if command != "train" and given.n_timesteps is not None and given.n_timesteps < 1:
         raise ValueError(f"-n {given.n_timesteps} must be 1 or more: nothing would be played.")
-    lowest = -1 if command == "train" else 0
-    if not lowest <= given.seed <= LARGEST_SEED:
-        drawn = " (-1 draws one)" if command == "train" else ""
-        raise ValueError(f"--seed={given.seed} must be from {lowest}{drawn} to {LARGEST_SEED}.")
+    check_seed(given.seed, may_be_drawn=command == "train")
     agent = given.trained_agent
     if agent and not (agent.endswith(".zip") and os.path.isfile(agent)):
         raise ValueError(f"--trained-agent={agent} must be a model's file, and end in .zip.")
-
-
-def _is_atari(algo: str, env_id: str, gym_packages: Sequence[str]) -> bool:
-    check_algo(algo, ALGOS)
-    for package in gym_packages:
+    check_algo(given.algo)
+    for package in given.gym_packages:
         imported(package, "--gym-packages")
-    check_env_id(env_id)
-    return RunManager.is_atari(env_id)
+    check_env_id(given.env)
 
 
 def _check_runs(command: str, arguments: list[str]) -> None:
     """Of what is not there the zoo draws nothing, or zeros."""
-    parser = argparse.ArgumentParser(f"sb3-per-dqn {command}", add_help=False)
+    parser = argparse.ArgumentParser(f"sb3-per-dqn {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("-a", "--algo", "--algos", nargs="+")
     parser.add_argument("-e", "--env", nargs="+")
     parser.add_argument("-f", "--exp-folder", "--exp-folders", nargs="+")
     given, _ = parser.parse_known_args(arguments)
     for algo in given.algo:
-        check_algo(algo, ALGOS, "-a ")
+        check_algo(algo, "-a ")
     for folder in given.exp_folder:
         if not folder or not os.path.isdir(folder):
             raise ValueError(f"-f {folder!r} is no folder: choose one that runs were written to with -f.")

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
-from sb3_per_dqn.checks import check_device, check_writable
+from sb3_per_dqn.checks import check_device, check_seed, check_writable
 from sb3_per_dqn.classes import imported
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.score import Score
@@ -78,8 +78,7 @@ def watch_model(arguments: list[str]) -> str:
 def _check(given: argparse.Namespace) -> None:
     if given.games < 1:
         raise ValueError(f"--games={given.games} must be 1 or more.")
-    if not 0 <= given.seed < 2**32:
-        raise ValueError(f"--seed={given.seed} must be 0 or more, and less than 2**32.")
+    check_seed(given.seed)
     check_device(given.device)
     if given.video is not None:
         if given.no_render:

@@ -334,7 +334,7 @@ def test_bad_arguments_are_one_line(pole: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
     for arguments, words in (
         (["--games", "0"], "--games=0 must be 1 or more"),
-        (["--seed", "-1"], "--seed=-1 must be 0 or more"),
+        (["--seed", "-1"], "--seed=-1 must be from 0 to 4294967295"),
         (["--device", "nonsense"], "--device=nonsense is no device"),
         (["--video", "game.gif"], "--video=game.gif must be the name of a file that ends in .mp4"),
         (["--video", str(tmp_path / "folder.mp4")], "must be the name of a file"),
