@@ -225,6 +225,23 @@ class TestBadInput:
         assert_one_line(run, resume)
         assert "--exp-id" not in run.err
 
+    @pytest.mark.parametrize("command", ["enjoy", "record_video"])
+    def test_a_model_that_was_not_kept_on_the_way(self, command: str, tmp_path: Path) -> None:
+        run_folder = tmp_path / "per_ddqn" / "CartPole-v1_1"
+        (run_folder / "CartPole-v1").mkdir(parents=True)
+        (run_folder / "CartPole-v1.zip").touch()
+        (run_folder / "checkpoints" / "step-000000000100").mkdir(parents=True)
+        arguments = [command, "--env", "CartPole-v1", *(["--no-render"] if command == "enjoy" else [])]
+        run = run_main(*arguments, "--load-checkpoint", "100", logs=tmp_path)
+        assert_one_line(run, "rl_model_100_steps.zip", "none was kept", "--save-freq")
+        for steps in (50, 1000, 200):
+            (run_folder / f"rl_model_{steps}_steps.zip").touch()
+        run = run_main(*arguments, "--load-checkpoint", "100", logs=tmp_path)
+        assert_one_line(run, "rl_model_100_steps.zip", "--load-checkpoint 50, 200, 1000")
+        run = run_main(*arguments, "--load-best", logs=tmp_path)
+        assert_one_line(run, "best_model.zip", "--eval-freq")
+        assert "--resume" not in run.err
+
     def test_a_length_that_is_missing(self, tmp_path: Path) -> None:
         (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
         run = run_main("train", "--env", "CartPole-v1", "-conf", str(tmp_path / "conf.yml"), logs=tmp_path / "logs")
