@@ -86,12 +86,14 @@ def _check_runs(command: str, arguments: list[str]) -> None:
     parser.add_argument("-e", "--env", nargs="+")
     parser.add_argument("-f", "--exp-folder", "--exp-folders", nargs="+")
     given, _ = parser.parse_known_args(arguments)
-    for algo in given.algo:
-        check_algo(algo, "-a ")
+    algos = [algo.lower() for algo in given.algo] if command == "all_plots" else given.algo  # as the zoo does
     for folder in given.exp_folder:
         if not folder or not os.path.isdir(folder):
             raise ValueError(f"-f {folder!r} is no folder: choose one that runs were written to with -f.")
-    places = [Path(folder, algo) for folder in given.exp_folder for algo in given.algo]
+    for algo in algos:
+        if not any(Path(folder, algo).is_dir() for folder in given.exp_folder):
+            check_algo(algo, "-a ")
+    places = [Path(folder, algo) for folder in given.exp_folder for algo in algos]
     runs = [run.name for place in places if place.is_dir() for run in place.iterdir() if run.is_dir()]
     for env in given.env:
         if not any(env in run for run in runs):

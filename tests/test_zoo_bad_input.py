@@ -15,6 +15,7 @@ from stable_baselines3 import PPO
 from sb3_per_dqn import PerDoubleDQN, atari, zoo
 from sb3_per_dqn.__main__ import main
 from sb3_per_dqn.checks import warn_of_early_joints
+from sb3_per_dqn.flags import with_defaults
 from tests.command_line import BREAKOUT, CARTPOLE_PARAMS, SHORT_CARTPOLE, assert_one_line, run_main
 
 WRAPPED = "--env CartPole-v1 -params env_wrapper:'{}'"
@@ -168,6 +169,14 @@ class TestBadInput:
         assert_one_line(run_main(command, "-f", str(tmp_path), *arguments), *words)
 
     @pytest.mark.parametrize(
+        "algo", ["PER_DDQN", "her"]
+    )  # the zoo takes either case here, and folders of old algorithms
+    def test_a_plot_of_what_the_zoo_would_plot(self, algo: str, tmp_path: Path) -> None:
+        (tmp_path / algo.lower() / "CartPole-v1_1").mkdir(parents=True)
+        arguments = ["-a", algo, "-e", "CartPole-v1", "-f", str(tmp_path)]
+        assert with_defaults("all_plots", arguments, "CartPole-v1")[-6:] == arguments
+
+    @pytest.mark.parametrize(
         ("text", "words"),
         [
             ("", ["conf.yml", "CartPole-v1:"]),
@@ -234,7 +243,7 @@ class TestBadInput:
         arguments = [command, "--env", "CartPole-v1", *(["--no-render"] if command == "enjoy" else [])]
         run = run_main(*arguments, "--load-checkpoint", "100", logs=tmp_path)
         assert_one_line(run, "rl_model_100_steps.zip", "none was kept", "--save-freq")
-        for steps in (50, 1000, 200):
+        for steps in (50, 1000, "x", 200):
             (run_folder / f"rl_model_{steps}_steps.zip").touch()
         run = run_main(*arguments, "--load-checkpoint", "100", logs=tmp_path)
         assert_one_line(run, "rl_model_100_steps.zip", "--load-checkpoint 50, 200, 1000")

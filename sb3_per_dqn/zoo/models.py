@@ -46,7 +46,8 @@ def get_model_path(
     if load_best:
         raise ValueError(f"{message}; --eval-freq, while training, keeps the best.")
     if load_checkpoint is not None or load_last_checkpoint:
-        kept = sorted(int(path.stem.split("_")[-2]) for path in run_folder.glob("rl_model_*_steps.zip"))
+        found = (path.stem.split("_")[-2] for path in run_folder.glob("rl_model_*_steps.zip"))
+        kept = sorted(int(steps) for steps in found if steps.isdecimal())
         there = f"there are --load-checkpoint {', '.join(map(str, kept))}" if kept else "none was kept"
         raise ValueError(f"{message}; {there} (--save-freq, while training, keeps some).")
     for other in range(latest, 0, -1):
