@@ -11,11 +11,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import optuna
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
@@ -78,6 +80,24 @@ def check_device(device: str) -> None:
         get_device(device)
     except RuntimeError as error:
         raise ValueError(f"--device={device} is no device: {str(error).splitlines()[0]}.") from None
+
+
+def check_storage(storage: str) -> None:
+    """
+    :param storage: of ``--storage``: a journal's file, or the address of a database, in which tables are made
+    :raises ValueError: if Optuna cannot keep a study there
+    """
+    if storage.endswith(".log"):
+        check_writable(os.path.dirname(storage), "--storage")
+        return
+    try:
+        optuna.storages.get_storage(storage)
+    except Exception as error:  # of the address, the connection, a database's own package
+        message = str(error).splitlines()[0]
+        raise ValueError(
+            f"--storage={storage}: no study can be kept there ({message}): it must be a file that ends in .log, or "
+            "the address of a database, as sqlite:///study.db."
+        ) from error
 
 
 def check_seed(seed: int, may_be_drawn: bool = False) -> None:
@@ -194,9 +214,19 @@ def check_kwargs(arguments: dict[str, Any], algorithm: type[BaseAlgorithm]) -> N
     policy = algorithm.policy_aliases.get(arguments["policy"])
     if policy is not None:  # what a class of the user's own reads of its **kwargs, nobody knows
         check_known(arguments.get("policy_kwargs") or {}, arguments_of(policy), "policy_kwargs")
+        if issubclass(policy, DQNPolicy):
+            _check_net_arch((arguments.get("policy_kwargs") or {}).get("net_arch"))
     buffer = arguments.get("replay_buffer_class") or PrioritizedReplayBuffer
     if buffer.__module__.split(".")[0] in ("sb3_per_dqn", "stable_baselines3"):  # likewise
         check_known(arguments.get("replay_buffer_kwargs") or {}, arguments_of(buffer), "replay_buffer_kwargs")
+
+
+def _check_net_arch(net_arch: Any) -> None:
+    is_list = isinstance(net_arch, (list, tuple)) and all(type(units) is int and units > 0 for units in net_arch)
+    if net_arch is not None and not is_list:
+        raise ValueError(
+            f"policy_kwargs: net_arch={net_arch!r} must be a list of layers' units, each 1 or more, such as [256, 256]."
+        )
 
 
 def arguments_of(kind: type[Any]) -> set[str]:

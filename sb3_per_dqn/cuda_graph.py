@@ -1,7 +1,7 @@
 """A gradient step as a CUDA graph."""
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch as th
@@ -9,6 +9,18 @@ import torch as th
 WARM_UP = 3  # ordinary steps before recording, in which libraries choose their kernels and allocate their memory
 
 Tensors = tuple[th.Tensor, ...]
+
+
+def key_of(numbers: Hashable, tensors: Iterable[th.Tensor], optimizer: th.optim.Optimizer) -> Hashable:
+    """
+    :param numbers: that a step reads from the host
+    :param tensors: that it reads and writes
+    :param optimizer: that it steps, of which the state's tensors count as well
+    :return: what a recorded step depends on: these numbers, and where the tensors lie in memory
+    """
+    states = (value for state in optimizer.state.values() for value in state.values())
+    tensors = [*tensors, *(state for state in states if isinstance(state, th.Tensor))]
+    return numbers, tuple(tensor.data_ptr() for tensor in tensors)
 
 
 class RecordedStep:
@@ -21,7 +33,7 @@ class RecordedStep:
     (which is said once), are ordinary steps; every call does exactly one step.
 
     :param step: a function of one number, as a float64 tensor on the device, that returns tensors
-    :param key: what the recorded step depends on: addresses of memory, sizes. Where it is another, make a new one
+    :param key: of ``key_of``, what the recorded step depends on. Where it is another, make a new one
     :param device: a CUDA device
     """
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from sb3_per_dqn.acting import ActingVecEnv, check_acting
 from sb3_per_dqn.arguments import check_arguments, check_going_together, check_restarts, check_step
-from sb3_per_dqn.cuda_graph import RecordedStep
+from sb3_per_dqn.cuda_graph import RecordedStep, key_of
 from sb3_per_dqn.overlap import OverlappedVecEnv
 from sb3_per_dqn.persistence import PersistentDQN
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -320,10 +320,8 @@ class PerDoubleDQN(PersistentDQN):
             return step  # (the first steps make the optimizer's state)
         if recorded is not None and recorded.failed:
             return step
-        states = (value for state in optimizer.state.values() for value in state.values())
-        tensors = [*parameters, *(state for state in states if isinstance(state, th.Tensor)), *buffer.tensors]
         numbers = batch_size, self.gamma, self.max_grad_norm, self.double_q, *buffer.numbers
-        key = numbers, tuple(tensor.data_ptr() for tensor in tensors)
+        key = key_of(numbers, [*parameters, *buffer.tensors], optimizer)
         if recorded is None or recorded.key != key:
             self._recorded_step = recorded = RecordedStep(step, key, self.device)
         return recorded

@@ -18,6 +18,7 @@ from sb3_per_dqn.checks import warn_of_early_joints
 from sb3_per_dqn.flags import with_defaults
 from tests.command_line import BREAKOUT, CARTPOLE_PARAMS, SHORT_CARTPOLE, assert_one_line, run_main
 
+STUDY = ["--env", "CartPole-v1", "-optimize", "--study-name", "one", "--storage"]
 WRAPPED = "--env CartPole-v1 -params env_wrapper:'{}'"
 
 
@@ -69,6 +70,25 @@ class TestBadInput:
             (["train", "-params", "callback:'no_such_modul.Callback'"], ["callback='no_such_modul.Callback'"]),
             (["train", "-params", "policy:'sb3_per_dqn.policies.MlpPolic'"], ["policy=", "MlpPolicy?"]),
             (["train", "--env", "CartPole-v1", "-optimize", "--algo", "crossq"], ["-optimize", "crossq"]),
+            (["train", *STUDY, "nowhere"], ["--storage=nowhere", "sqlite:///study.db", ".log"]),
+            (
+                ["train", *STUDY, "sqlite:////no/such/study.db"],
+                ["--storage=sqlite:////no/such/study.db", "unable to open"],
+            ),
+            (["train", *STUDY, "mysql://user@host/study"], ["--storage=mysql://user@host/study"]),
+            (["train", *STUDY, "/dev/null/study.log"], ["--storage", "/dev/null"]),
+            (
+                ["train", "--env", "CartPole-v1", "--trial-id", "0", "--study-name", "one", "--storage", "nowhere"],
+                ["--storage=nowhere"],
+            ),
+            (
+                ["train", "--env", "CartPole-v1", "-params", "policy_kwargs:dict(net_arch='x')"],
+                ["policy_kwargs: net_arch='x'", "[256, 256]"],
+            ),
+            (
+                ["train", "--env", "CartPole-v1", "-params", "policy_kwargs:dict(net_arch=[64, 0])"],
+                ["policy_kwargs: net_arch=[64, 0]", "1 or more"],
+            ),
             (["train", "--env", "CartPole-v1", "-n", "0"], ["--n-timesteps=0"]),
             (["train", "--env", "CartPole-v1", "-n", "-5"], ["--n-timesteps=-5"]),
             (["train", "--env", "CartPole-v1", "--log-interval", "0"], ["--log-interval=0"]),

@@ -13,7 +13,7 @@ from rl_zoo3.utils import ALGOS, get_wrapper_class
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from sb3_per_dqn.checks import check_keys, check_kwargs, check_policy, check_wrapper_kwargs
+from sb3_per_dqn.checks import check_keys, check_kwargs, check_policy, check_storage, check_wrapper_kwargs
 from sb3_per_dqn.classes import check_classes, imported
 from sb3_per_dqn.run_settings import CONF_KINDS
 from sb3_per_dqn.workers import WorkerVecEnv
@@ -106,6 +106,7 @@ class HyperparameterManager(ExperimentManager):
         """The zoo reads them too, but takes number 0 for none."""
         if not (self.storage and self.study_name):
             raise ValueError(f"--trial-id={self.trial_id}: say of which study, with --storage and --study-name.")
+        check_storage(self.storage)
         try:
             return dict(self.load_trial(self.storage, self.study_name, self.trial_id))
         except (IndexError, KeyError):

@@ -29,7 +29,7 @@ from sb3_per_dqn.arguments import check_episodes
 from sb3_per_dqn.atari import check_atari_id, make_atari_vec_env
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.checkpoint import RunCheckpoints
-from sb3_per_dqn.checks import check_writable, warn_of_early_joints
+from sb3_per_dqn.checks import check_storage, check_writable, warn_of_early_joints
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.plots import draw_learning_curves
 from sb3_per_dqn.run_settings import RunSettings
@@ -104,6 +104,8 @@ class RunManager(HyperparameterManager):
         for folder in filter(None, (self.params_path, self.tensorboard_log)):
             check_writable(folder)
         self._try_out()
+        if self.optimize_hyperparameters and self.storage:
+            check_storage(self.storage)
         if self.settings.ray_address is not None:
             self._join_cluster(self.settings.ray_address)
         if self.settings.resume is None:
