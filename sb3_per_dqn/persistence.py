@@ -7,8 +7,10 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN
+from stable_baselines3.common.save_util import open_path
 
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
@@ -54,12 +56,24 @@ class PersistentDQN(DQN):
         :return: new model instance with loaded parameters
         :raises ValueError: if the file is damaged, or of an algorithm that is no ``DQN``
         """
-        try:
-            return super().load(path, *args, **kwargs)
-        except ValueError as error:
-            if isinstance(error.__cause__, zipfile.BadZipFile):  # of which SB3 says that it is no zip-file
-                raise ValueError(f"path={path}: {error.__cause__}: the file is damaged, or no model.") from error
-            raise
+        _check_whole(path)
+        return super().load(path, *args, **kwargs)
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary containing parameters for different modules (see
+        ``get_parameters``). Of a file only tensors are read, which run no code.
+
+        :param load_path_or_dict: path to the file (or a file-like), or a dictionary, as in SB3
+        :param exact_match: whether parameters of each module must be there
+        :param device: on which they are loaded
+        :raises ValueError: if the file is damaged, or the parameters are not the model's
+        """
+        if not isinstance(load_path_or_dict, dict):
+            _check_whole(load_path_or_dict)
+        super().set_parameters(load_path_or_dict, exact_match, device)
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         """
@@ -96,6 +110,21 @@ class PersistentDQN(DQN):
         if type(buffer) is not type(before) or other:
             kept = ", ".join([type(buffer).__name__, *other])
             warnings.warn(f"The loaded replay buffer differs from the model's: it stays {kept}.", stacklevel=2)
+
+
+def _check_whole(path: str | Path | BufferedIOBase) -> None:
+    """All checksums: newer versions of ``zipfile`` compare none of what is read by leaps, as PyTorch reads."""
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"path={path}: {error}: the file is damaged, or no model.") from error
+    finally:
+        if file is not path:
+            file.close()
+    if damaged is not None:
+        raise ValueError(f"path={path}: {damaged} has another checksum: the file is damaged.")
 
 
 def _is_alike(space: spaces.Space[Any], other: spaces.Space[Any]) -> bool:

@@ -4,8 +4,10 @@ What the buffer holds after a run, and what is refused before it could spoil tha
 "TRAPS" numbers the faults of earlier prioritized-replay implementations that these tests exclude.
 """
 
+import copy
 import math
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,34 @@ def test_a_bad_argument_at_load_is_refused(tmp_path: Path) -> None:
     make().save(tmp_path / "model")
     with pytest.raises(ValueError, match="prioritized_replay_alpha=7"):
         PerDoubleDQN.load(tmp_path / "model", device="cpu", prioritized_replay_alpha=7)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte counts: since Python 3.13 zipfile compares no checksum of what PyTorch, which jumps about, reads."""
+    seek = zipfile.ZipExtFile.seek
+
+    def seek_as_it_is_now(file: zipfile.ZipExtFile, offset: int, whence: int = 0) -> int:
+        position = seek(file, offset, whence)
+        file._expected_crc = None  # type: ignore[attr-defined]
+        return position
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "seek", seek_as_it_is_now)
+    path, model = tmp_path / "model.zip", make()
+    model.save(path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        begin, size = archive.getinfo("policy.pth").header_offset, archive.getinfo("policy.pth").compress_size
+    weights = copy.deepcopy(model.get_parameters())
+    for at in np.linspace(begin + 100, begin + size, 20).astype(int):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=rf"path=.*{path.name}: policy.pth .*the file is damaged"):
+            PerDoubleDQN.load(path, device="cpu")
+        with path.open("rb") as file, pytest.raises(ValueError, match="the file is damaged"):
+            PerDoubleDQN.load(file, device="cpu")
+        with pytest.raises(ValueError, match="the file is damaged"):
+            model.set_parameters(tmp_path / "model", device="cpu")  # as SB3 names it
+    for name, tensor in weights["policy"].items():
+        assert th.equal(model.get_parameters()["policy"][name], tensor), name
 
 
 def test_a_continuous_action_space_is_refused() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import matplotlib
 import rl_zoo3.exp_manager
 import rl_zoo3.train
 import rl_zoo3.utils
@@ -60,7 +61,10 @@ def _watch(command: str) -> None:
 
 @contextmanager
 def _tools_of_record_training() -> Iterator[None]:
-    """It calls ``python -m rl_zoo3.record_video``, which knows nothing of us, and an ffmpeg that need not be there."""
+    """
+    It calls ``python -m rl_zoo3.record_video``, which knows nothing of us, and an ffmpeg that need not be there, for a
+    text whose font need not be there: both come with packages.
+    """
     call = subprocess.call
 
     def call_ours(command: Any, *args: Any, **kwargs: Any) -> int:
@@ -68,15 +72,22 @@ def _tools_of_record_training() -> Iterator[None]:
             command = [sys.executable, "-m", "sb3_per_dqn", "record_video", *command[3:]]
         return call(command, *args, **kwargs)
 
-    path = os.environ["PATH"]
+    before = dict(os.environ)
     with replaced(subprocess, call=call_ours), TemporaryDirectory() as folder:
         if shutil.which("ffmpeg") is None:
             os.symlink(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe(), Path(folder) / "ffmpeg")
-        os.environ["PATH"] = os.pathsep.join([path, folder])
+        fonts = Path(folder) / "fonts.conf"
+        fonts.write_text(
+            f"<fontconfig><dir>{matplotlib.get_data_path()}/fonts/ttf</dir><cachedir>{folder}</cachedir>"
+            f'<include ignore_missing="yes">{before.get("FONTCONFIG_FILE", "/etc/fonts/fonts.conf")}</include>'
+            "</fontconfig>"
+        )
+        os.environ |= {"PATH": os.pathsep.join([before["PATH"], folder]), "FONTCONFIG_FILE": str(fonts)}
         try:
             yield
         finally:
-            os.environ["PATH"] = path
+            os.environ.pop("FONTCONFIG_FILE")
+            os.environ |= before
 
 
 class WatchedModel(PerDoubleDQN):
