@@ -61,12 +61,14 @@ class AtariGameWrapper(AtariWrapper):
     :param kwargs: further arguments of SB3's ``AtariWrapper`` (``noop_max``, ``screen_size``,
         ``terminal_on_life_loss``, ``clip_reward``, ``action_repeat_probability``)
     :raises ValueError: if ``env`` is no Atari game, or already skips frames that ``frame_skip`` is no multiple of
+    :raises ImportError: if OpenCV cannot be loaded
     """
 
     def __init__(self, env: gym.Env[Any, Any], evaluation: bool = False, frame_skip: int = 4, **kwargs: Any) -> None:
         emulator = env.unwrapped
         if not isinstance(emulator, ale_py.AtariEnv) or emulator.spec is None:
             raise ValueError(f"env={env} is no Atari game made by gymnasium.make: AtariGameWrapper needs one.")
+        _check_opencv()
         self.evaluation = evaluation
         if evaluation:
             kwargs = {"terminal_on_life_loss": False, "clip_reward": False, **kwargs}
@@ -84,6 +86,18 @@ class AtariGameWrapper(AtariWrapper):
         if self.evaluation and self.np_random.random() < EVALUATION_EPSILON:
             action = int(self.np_random.integers(self.action_space.n))  # type: ignore[attr-defined]
         return super().step(action)
+
+
+def _check_opencv() -> None:
+    """Where a library is missing that OpenCV needs, SB3 says that OpenCV is not installed."""
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"OpenCV, which Atari games are seen through, cannot be loaded: {error}. If it is there, it lacks a "
+            "library of the system: on Debian and Ubuntu, apt install libgl1 libglib2.0-0.",
+            name="cv2",
+        ) from error
 
 
 def _remaining_skip(emulator: ale_py.AtariEnv, frame_skip: int) -> int:

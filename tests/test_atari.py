@@ -446,6 +446,13 @@ def test_misspelt_arguments_before_any_process_starts(kwargs: dict[str, Any]) ->
         make_atari_vec_env(BREAKOUT, 2, **kwargs)
 
 
+def test_a_library_that_opencv_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SB3 says then that OpenCV is not installed."""
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match=r"OpenCV.* cannot be loaded: .*cv2.*libgl1"):
+        make_here()
+
+
 @pytest.mark.usefixtures("no_process")
 @pytest.mark.parametrize("rom", ["no folder", "no file", "wrong file"])
 def test_missing_rom(rom: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
