@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_per_dqn.cluster import actors, remote_actors
 from sb3_per_dqn.workers import WorkerError
@@ -134,4 +135,5 @@ def pretend_ray(monkeypatch: pytest.MonkeyPatch) -> PretendRay:
     for module in (actors, remote_actors):
         monkeypatch.setattr(module, "ray", there)
     monkeypatch.setattr(remote_actors, "monotonic", there.monotonic)
+    monkeypatch.setattr(Monitor, "__init__", Monitor.__init__)  # a replaced actor changes it, for its own process
     return there
