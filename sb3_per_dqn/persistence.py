@@ -118,8 +118,13 @@ def _check_whole(path: str | Path | BufferedIOBase) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"path={path}: {error}: the file is damaged, or no model.") from error
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        RuntimeError,
+    ) as error:  # of a directory with methods unheard of, say
+        raise ValueError(f"path={path}: {error or type(error).__name__}: the file is damaged, or no model.") from error
     finally:
         if file is not path:
             file.close()

@@ -317,8 +317,8 @@ class TestWatching:
     def test_record_training(self, cartpole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A checkpoint, the last model and the best one; the run's own videos stay. No font need be installed."""
         monkeypatch.chdir(tmp_path)  # to which the folder is relative
-        (tmp_path / "fonts.conf").write_text("<fontconfig></fontconfig>")
-        monkeypatch.setenv("FONTCONFIG_FILE", str(tmp_path / "fonts.conf"))
+        (tmp_path / "no & few.conf").write_text("<fontconfig></fontconfig>")
+        monkeypatch.setenv("FONTCONFIG_FILE", str(tmp_path / "no & few.conf"))
         before = sorted((cartpole.folder / "videos").iterdir())
         run = run_main("record_training", "--env", "CartPole-v1", "-n", "20", "-o", "videos", logs=cartpole.logs)
         assert run.status == 0, run.err

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from xml.sax.saxutils import escape
 
 import matplotlib
 import rl_zoo3.exp_manager
@@ -77,10 +78,11 @@ def _tools_of_record_training() -> Iterator[None]:
         if shutil.which("ffmpeg") is None:
             os.symlink(importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe(), Path(folder) / "ffmpeg")
         fonts = Path(folder) / "fonts.conf"
+        others = before.get("FONTCONFIG_FILE", "/etc/fonts/fonts.conf")
         fonts.write_text(
-            f"<fontconfig><dir>{matplotlib.get_data_path()}/fonts/ttf</dir><cachedir>{folder}</cachedir>"
-            f'<include ignore_missing="yes">{before.get("FONTCONFIG_FILE", "/etc/fonts/fonts.conf")}</include>'
-            "</fontconfig>"
+            f"<fontconfig><dir>{escape(matplotlib.get_data_path())}/fonts/ttf</dir>"
+            f"<cachedir>{escape(folder)}</cachedir>"
+            f'<include ignore_missing="yes">{escape(others)}</include></fontconfig>'
         )
         os.environ |= {"PATH": os.pathsep.join([before["PATH"], folder]), "FONTCONFIG_FILE": str(fonts)}
         try:
