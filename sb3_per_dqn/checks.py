@@ -1,6 +1,7 @@
 """What is wrong with a run's arguments, found before anything is started or written, and the way out."""
 
 import difflib
+import glob
 import inspect
 import math
 import os
@@ -57,6 +58,20 @@ def check_env_id(env_id: str) -> None:
     if env_id not in gym.registry:
         near = difflib.get_close_matches(env_id, gym.registry, n=3)
         raise ValueError(f"--env={env_id!r} is not known to gymnasium. Did you mean {', '.join(near) or 'another'}?")
+
+
+def check_folder_name(folder: str, flag: str) -> None:
+    """
+    :param folder: of runs
+    :param flag: that gave it, for the message
+    :raises ValueError: if there is none, or if rl-zoo3, which looks for its latest run by glob, would see none
+    """
+    if not folder:  # which the zoo takes for the root of all folders
+        raise ValueError(f"{flag}='' is the name of no folder: leave it out, or choose one.")
+    if glob.has_magic(folder):
+        raise ValueError(
+            f"{flag}={folder!r}: runs are not found in a folder with * ? or [ in its name: choose another."
+        )
 
 
 def check_writable(folder: str, flag: str = "-f (and -tb)") -> None:

@@ -9,7 +9,7 @@ from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
 from rl_zoo3.utils import get_saved_hyperparams
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_per_dqn.checks import check_device, check_env_id, check_writable
+from sb3_per_dqn.checks import check_device, check_env_id, check_folder_name, check_writable
 from sb3_per_dqn.classes import imported, listed, name_and_kwargs
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.run_settings import arguments_of
@@ -53,6 +53,7 @@ def export_run(arguments: list[str], default_env: str) -> str:
     given = _parser(default_env).parse_args(arguments)
     for package in given.gym_packages:
         imported(package, "--gym-packages")
+    check_folder_name(given.folder, "-f")
     check_env_id(given.env)
     check_free(given.to)
     check_writable(given.to, "--to")

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from sb3_per_dqn.checks import check_algo, check_device, check_env_id, check_seed, check_writable
+from sb3_per_dqn.checks import check_algo, check_device, check_env_id, check_folder_name, check_seed, check_writable
 from sb3_per_dqn.classes import imported
 from sb3_per_dqn.zoo import RunManager
 
@@ -62,8 +62,7 @@ def with_defaults(command: str, arguments: list[str], env_id: str) -> list[str]:
 
 
 def _check_flags(given: argparse.Namespace, command: str) -> None:
-    if not given.log_folder:  # which the zoo takes for the root of all folders
-        raise ValueError("-f='' is the name of no folder: leave it out, or choose one.")
+    check_folder_name(given.log_folder, "-f")
     check_device(given.device)
     if given.n_envs < 1:
         raise ValueError(f"--n-envs={given.n_envs} must be 1 or more.")
@@ -88,7 +87,8 @@ def _check_runs(command: str, arguments: list[str]) -> None:
     given, _ = parser.parse_known_args(arguments)
     algos = [algo.lower() for algo in given.algo] if command == "all_plots" else given.algo  # as the zoo does
     for folder in given.exp_folder:
-        if not folder or not os.path.isdir(folder):
+        check_folder_name(folder, "-f")
+        if not os.path.isdir(folder):
             raise ValueError(f"-f {folder!r} is no folder: choose one that runs were written to with -f.")
     for algo in algos:
         if not any(Path(folder, algo).is_dir() for folder in given.exp_folder):

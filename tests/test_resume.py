@@ -266,6 +266,25 @@ def test_runs_that_begin_together_have_a_folder_each(tmp_path: Path, monkeypatch
         assert (tmp_path / "per_ddqn" / "CartPole-v1_2" / "run.json").exists() is not fails
 
 
+def test_each_run_has_a_folder_where_the_zoo_sees_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for runs by glob, to which the folder's name is a pattern; a script of one's own may choose such."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--algo", "per_ddqn", "-n", "300", "--eval-freq", "-1", "-f", "logs[1]", "-P"]
+    monkeypatch.setattr(sys, "argv", ["script.py", *flags])
+    looked = []
+
+    def see_none(*_: object) -> int:
+        looked.append(1)
+        assert len(looked) < 10, "it looks for ever"
+        return 0
+
+    monkeypatch.setattr("sb3_per_dqn.zoo.manager.get_latest_run_id", see_none)
+    for _ in range(3):
+        rl_zoo3.train.train()
+    runs = {path.name for path in (tmp_path / "logs[1]" / "per_ddqn").iterdir()}
+    assert runs == {f"CartPole-v1_{number}" for number in (1, 2, 3)}
+
+
 def test_a_run_has_its_folder_until_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training is over, and its score is being measured."""
     said = []

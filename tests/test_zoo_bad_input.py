@@ -181,7 +181,7 @@ class TestBadInput:
             (["-e", "CartPol-v1"], ["-e CartPol-v1", "CartPole-v1_1"]),
             (["-e", "CartPole-v1", "Acrobot-v1"], ["-e Acrobot-v1", "CartPole-v1_1"]),
             (["-e", "CartPole-v1", "-a", "per_dqn"], ["per_dqn", "did you mean per_ddqn?"]),
-            (["-e", "CartPole-v1", "-f", ""], ["-f ''"]),
+            (["-e", "CartPole-v1", "-f", ""], ["-f=''"]),
         ],
     )
     def test_a_plot_of_no_run(self, command: str, arguments: list[str], words: list[str], tmp_path: Path) -> None:
@@ -317,6 +317,19 @@ class TestBadInput:
     @pytest.mark.parametrize("command", ["train", "enjoy", "record_training"])
     def test_no_folder_is_not_the_root(self, command: str) -> None:
         assert_one_line(run_main(command, "--env", "CartPole-v1", "-n", "100", "-f", ""), "-f=''", "no folder")
+
+    @pytest.mark.parametrize(
+        "command", ["train", "enjoy", "record_video", "record_training", "export", "plot_train", "all_plots"]
+    )
+    @pytest.mark.parametrize("name", ["logs[1]", "lo?s", "logs*"])
+    def test_a_folder_in_which_no_run_would_be_found(
+        self, command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        more = ["--to", "x"] if command == "export" else []
+        env = ["-e" if "plot" in command else "--env", "CartPole-v1"]
+        assert_one_line(run_main(command, *env, "-f", name, *more), f"-f={name!r}", "choose another")
+        assert not list(tmp_path.iterdir())
 
     def test_missing_rom(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def missing(name: str) -> Path:

@@ -4,9 +4,10 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import deepcopy
 from functools import partial, partialmethod
+from itertools import count
 from pathlib import Path
 from threading import RLock
 from typing import Any, ClassVar, cast
@@ -114,14 +115,13 @@ class RunManager(HyperparameterManager):
 
     def _make_folder(self) -> None:
         """Of the first number that is free: of runs that begin at the same time, each has its own."""
-        while True:
-            try:
+        # Counted upwards from there, as of a folder with glob's characters in its name the zoo knows no runs
+        for number in count(get_latest_run_id(self.log_path, self.env_name) + 1):
+            self.save_path = str(Path(self.log_path, f"{self.env_name}_{number}"))
+            with suppress(FileExistsError):
                 os.makedirs(self.save_path)
                 break
-            except FileExistsError:
-                number = get_latest_run_id(self.log_path, self.env_name) + 1
-                self.save_path = str(Path(self.log_path, f"{self.env_name}_{number}"))
-                self.params_path = f"{self.save_path}/{self.env_name}"
+        self.params_path = f"{self.save_path}/{self.env_name}"
         self.made_folder = True
 
     def _try_out(self) -> None:
