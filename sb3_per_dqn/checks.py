@@ -74,7 +74,7 @@ def check_folder_name(folder: str, flag: str) -> None:
         )
 
 
-def check_writable(folder: str, flag: str = "-f (and -tb)") -> None:
+def check_writable(folder: str, flag: str) -> None:
     """
     :param folder: where something is going to be written; need not exist
     :param flag: that gave it, for the message

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from sb3_per_dqn.checks import check_device, check_env_id, check_folder_name, check_writable
 from sb3_per_dqn.classes import imported, listed, name_and_kwargs
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
-from sb3_per_dqn.run_settings import arguments_of
+from sb3_per_dqn.run_settings import RUN_FILE, SavedRun
 from sb3_per_dqn.score import Score
 from sb3_per_dqn.sharing import EnvironmentSettings, export_model
 from sb3_per_dqn.sharing.environment import Wrapper
@@ -124,7 +124,8 @@ def _environment_settings(
     for flag in ("--env-kwargs", "--eval-env-kwargs"):
         parser.add_argument(flag, nargs="+", action=StoreValues, default={})
     parser.add_argument("--gym-packages", nargs="+", default=[])
-    given, _ = parser.parse_known_args(arguments_of(run_folder))
+    is_ours = (run_folder / RUN_FILE).exists()  # and was not begun by the zoo alone
+    given, _ = parser.parse_known_args(SavedRun.read(run_folder).arguments if is_ours else [])
     return EnvironmentSettings(
         packages=tuple(dict.fromkeys([*given.gym_packages, *packages])),
         kwargs=given.env_kwargs or hyperparams.get("env_kwargs") or {},

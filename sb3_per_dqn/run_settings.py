@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +41,98 @@ class RunSettings:
             conf = Path(CONF_FILE).with_suffix(Path(manager.config).suffix).name
             with replacing(folder / conf) as beside:
                 shutil.copyfile(manager.config, beside)  # the original may change
-        # The zoo adds the environment to the folder; without one there are no curves
-        curves = manager.tensorboard_log and str(Path(manager.tensorboard_log).absolute().parent)
         # A script of the user's own has other defaults than our command line
-        fixed = ["--algo", manager.algo, "--env", str(manager.env_name.gym_id)]
-        fixed += ["--seed", str(manager.seed), "-tb", curves or ""]
-        every = 0 if manager.checkpoints is None else self.every  # of SB3's algorithms there are none
-        arguments = [*sys.argv[1:], *fixed]  # where the zoo reads them, whoever called it
-        run = {"arguments": arguments, "every": every, "folder": str(folder.absolute()), "conf": conf}
-        run["ray_address"] = self.ray_address
+        fixed = ["--algo", manager.algo, "--env", str(manager.env_name.gym_id), "--seed", str(manager.seed)]
+        # It may go on from another folder
+        fixed += ["-i", os.path.abspath(manager.trained_agent)] if manager.trained_agent else []
+        fixed += ["--storage", _absolute_storage(manager.storage)] if manager.storage else []
+        run = SavedRun(
+            arguments=[*sys.argv[1:], *fixed],  # where the zoo reads them, whoever called it
+            every=0 if manager.checkpoints is None else self.every,  # of SB3's algorithms there are none
+            folder=os.path.abspath(folder),
+            conf=conf,
+            tensorboard=os.path.abspath(manager.tensorboard_log) if manager.tensorboard_log else "",
+            ray_address=self.ray_address,
+        )
         with replacing(folder / RUN_FILE) as beside:
-            beside.write_text(json.dumps(run, indent=1))
+            beside.write_text(json.dumps(asdict(run), indent=1))
 
 
-def arguments_of(run_folder: Path) -> list[str]:
+@dataclass
+class SavedRun:
     """
-    :param run_folder: folder of a run
-    :return: the zoo's arguments that it was begun with; none if it was not begun by this package's command line
-    :raises ValueError: if the file is damaged
+    How a run is begun again: what its ``run.json`` holds.
+
+    :param arguments: the zoo's
+    :param every: environment steps from one checkpoint to the next, 0 for none
+    :param folder: where it was begun
+    :param conf: name of the file of hyperparameters in there, if they are not a module's
+    :param tensorboard: where the curves of its environment are; empty without curves, ``None`` if ``arguments`` say it
+    :param ray_address: of the Ray cluster that it runs on
     """
-    file = run_folder / RUN_FILE
-    return list(json.loads(file.read_text())["arguments"]) if file.exists() else []
+
+    arguments: list[str]
+    every: int
+    folder: str
+    conf: str | None
+    tensorboard: str | None
+    ray_address: str | None
+
+    @classmethod
+    def read(cls, run_folder: Path) -> "SavedRun":
+        """
+        :param run_folder: folder of a run
+        :return: what is written there
+        :raises CheckpointError: if nothing is, or the file is damaged
+        """
+        file = run_folder / RUN_FILE
+        try:
+            given = json.loads(file.read_text())
+            if not isinstance(given, dict):
+                raise ValueError(f"{type(given).__name__} for a dictionary")
+            for name, kinds in FIELDS.items():
+                if type(given.get(name)) not in kinds:
+                    raise ValueError(f"{name}={given.get(name)!r}")
+            fields: dict[str, Any] = {name: given.get(name) for name in FIELDS}
+            run = cls(**fields)
+            if not all(isinstance(argument, str) for argument in run.arguments):
+                raise ValueError(f"arguments={run.arguments!r}")
+            if run.conf is not None and Path(run.conf).name != run.conf:
+                raise ValueError(f"conf={run.conf!r}")
+        except OSError as error:
+            raise CheckpointError(f"{run_folder}: no run of this package ({error}).") from None
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}): put back a copy of it.") from None
+        return run
+
+    def curves(self, run_folder: Path) -> Path:
+        """
+        :param run_folder: where the run is now, on whatever machine
+        :return: where its curves go on: in its own folder, as those of a copy do, which leaves the original's alone; or
+            where they were; or where they have come with it, if they lay beside it
+        """
+        assert self.tensorboard
+        own = run_folder / "tensorboard" / Path(self.tensorboard).name
+        moved = os.path.realpath(run_folder / os.path.relpath(self.tensorboard, self.folder))
+        is_copy = os.path.exists(self.folder) and not os.path.samefile(self.folder, run_folder)
+        places = [own] if is_copy else [own, Path(self.tensorboard), Path(moved)]
+        # os.path: of what may not be looked at, pathlib raises an error
+        there = (place for place in places if os.path.isdir(place) and os.access(place, os.W_OK))
+        return next(there, own).parent  # to which the zoo adds the environment
+
+
+NONE = type(None)
+FIELDS: dict[str, tuple[type, ...]] = {
+    **{"arguments": (list,), "every": (int,), "folder": (str,)},
+    **{name: (str, NONE) for name in ("conf", "tensorboard", "ray_address")},
+}
+
+
+def _absolute_storage(storage: str) -> str:
+    scheme, separator, path = storage.partition(":///")  # of a database that is a file
+    if separator and scheme.startswith("sqlite") and path and not path.startswith(":memory:"):
+        return f"{scheme}:///{os.path.abspath(path)}"
+    return os.path.abspath(storage) if storage.endswith(".log") else storage
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,35 +169,14 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
         return RunSettings(every, ray_address=ours.ray_address), rest
     if rest or ours.checkpoint_every is not None:
         raise ValueError(f"--resume {ours.resume}: a run goes on with its own arguments; drop the others.")
-    arguments, every, original, conf, address = _read_run(ours.resume)
-    if every < 1:
+    run = SavedRun.read(ours.resume)
+    if run.every < 1:
         raise CheckpointError(
             f"--resume {ours.resume}: the run has no checkpoints (--checkpoint-every 0, or another --algo)."
         )
-    has_curves = bool(arguments and arguments[-1])  # as save() wrote them
-    if conf is not None:
-        arguments = [*arguments, "--conf-file", str(ours.resume / conf)]
-    if has_curves and original.exists() and not original.samefile(ours.resume):
-        arguments += ["-tb", str(ours.resume / "tensorboard")]  # a copy leaves the original's alone
-    return RunSettings(every, ours.resume, ours.ray_address or address), arguments  # another cluster may go on
-
-
-def _read_run(folder: Path) -> tuple[list[str], int, Path, str | None, str | None]:
-    """
-    What ``save()`` wrote: the zoo's arguments, steps between checkpoints, the run's folder, its settings' file, and the
-    address of its cluster.
-    """
-    file = folder / RUN_FILE
-    try:
-        run = json.loads(file.read_text())
-        arguments, every, original = run["arguments"], run["every"], Path(run.get("folder", folder))
-        conf, address = run.get("conf", CONF_FILE), run.get("ray_address")
-        if not (isinstance(every, int) and all(isinstance(argument, str) for argument in arguments)):
-            raise TypeError
-        if conf is not None and Path(conf).name != conf:
-            raise ValueError
-    except OSError as error:
-        raise CheckpointError(f"--resume {folder}: no run of this package ({error}).") from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"--resume {folder}: {file} is damaged.") from None
-    return arguments, every, original, conf, address
+    arguments = run.arguments
+    if run.conf is not None:
+        arguments = [*arguments, "--conf-file", str(ours.resume / run.conf)]
+    if run.tensorboard is not None:
+        arguments = [*arguments, "-tb", str(run.curves(ours.resume)) if run.tensorboard else ""]
+    return RunSettings(run.every, ours.resume, ours.ray_address or run.ray_address), arguments  # or another cluster

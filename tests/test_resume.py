@@ -1,5 +1,6 @@
 """``train --resume`` from the command line: preempted runs, what they leave, and what is refused."""
 
+import argparse
 import csv
 import json
 import shutil
@@ -19,7 +20,7 @@ from sb3_per_dqn.callbacks import RunRecorder
 from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints
 from sb3_per_dqn.run_settings import RunSettings, parse_settings
 from sb3_per_dqn.zoo import RunManager
-from tests.command_line import run_main
+from tests.command_line import assert_one_line, run_main
 from tests.test_checkpoint import fingerprint
 
 ARGUMENTS = ["--env", "CartPole-v1", "-n", "6000", "--seed", "3", "--device", "cpu", "--num-threads", "1"]
@@ -129,13 +130,103 @@ def test_what_cannot_be_resumed_is_said_in_a_line(whole: Path, tmp_path: Path) -
         run = run_main("train", *arguments)
         assert run.status == 2
         assert words in run.err.strip().splitlines()[-1]
-    for content in ("{", "[]", '{"arguments": 1, "every": 1}', '{"arguments": [], "every": "x"}'):
-        (folder / "run.json").write_text(content)
-        with pytest.raises(ValueError, match=r"run\.json is damaged"):
-            parse_settings(["--resume", str(folder)])
-    (folder / "run.json").write_text(json.dumps({"arguments": [], "every": 0}))
+    without = json.loads((folder / "run.json").read_text()) | {"every": 0}
+    (folder / "run.json").write_text(json.dumps(without))
     with pytest.raises(ValueError, match="has no checkpoints"):
         parse_settings(["--resume", str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        *[("{", "line 1"), ("[" * 100_000, "recursion"), ("[]", "list"), ("{}", "arguments=None"), (b"\xff", "0xff")],
+        *[({name: 1}, f"{name}=1") for name in ("arguments", "folder", "conf", "tensorboard", "ray_address")],
+        *[({"arguments": given}, f"arguments={given!r}") for given in ({"a": 1}, "x", [1])],
+        *[({"every": "x"}, "every='x'"), ({"conf": "../conf.yml"}, "conf='../conf.yml'")],
+    ],
+)
+@pytest.mark.parametrize("command", [["train", "--resume"], ["export", "--env", "CartPole-v1", "--to", "model", "-f"]])
+def test_a_damaged_run_file_is_named(
+    content: object, words: str, command: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "per_ddqn" / "CartPole-v1_1"
+    shutil.copytree(whole / "per_ddqn" / "CartPole-v1_1", folder, ignore=shutil.ignore_patterns("checkpoints", "*.mp4"))
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((folder / "run.json").read_text()) | content)
+    (folder / "run.json").write_bytes(content if isinstance(content, bytes) else str(content).encode())
+    run = run_main(*command, str(folder if command[0] == "train" else tmp_path))
+    assert_one_line(run, str(folder / "run.json"), "is damaged", words, "put back a copy")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_run_that_was_moved_with_all_logs_goes_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was neither moved nor interrupted, also when it went on from a model of a relative name."""
+    monkeypatch.chdir(tmp_path)
+    PerDoubleDQN("MlpPolicy", "CartPole-v1", seed=1).save("agent.zip")
+    more = ["-n", "800", "--checkpoint-every", "400", "-i", "agent.zip", "-f", "logs"]
+    run = run_main("train", *ARGUMENTS, *more)
+    assert run.status == 0, run.err
+    before = curve(tmp_path / "logs" / "tensorboard" / "CartPole-v1")
+    (tmp_path / "logs").rename("results")
+    folder = tmp_path / "results" / "per_ddqn" / "CartPole-v1_1"
+    shutil.rmtree(max(folder.glob("checkpoints/step-*")))
+    monkeypatch.chdir(tmp_path / "results")
+    resumed = run_main("train", "--resume", "per_ddqn/CartPole-v1_1")
+    assert resumed.status == 0, resumed.err
+    assert before
+    assert curve(tmp_path / "results" / "tensorboard" / "CartPole-v1") == before
+    assert {path.name for path in tmp_path.iterdir()} == {"agent.zip", "results"}
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [
+        ([], "new/per_ddqn/run/tensorboard"),
+        (["new/tb"], "new/tb"),
+        (["old/tb"], "old/tb"),
+        (["old/tb", "new/tb"], "old/tb"),
+        (["old/tb", "new/per_ddqn/run/tensorboard"], "new/per_ddqn/run/tensorboard"),
+        (["old/tb", "new/tb", "old/per_ddqn/run"], "new/per_ddqn/run/tensorboard"),  # a copy
+    ],
+)
+def test_curves_go_on_where_they_are(there: list[str], chosen: str, tmp_path: Path) -> None:
+    """Of a run in new, which was begun in old, that may be on another machine."""
+    folder = tmp_path / "new" / "per_ddqn" / "run"
+    folder.mkdir(parents=True)
+    for place in there:
+        (tmp_path / place / "CartPole-v1").mkdir(parents=True)
+    old = tmp_path / "old"
+    run = {"folder": str(old / "per_ddqn" / "run"), "tensorboard": str(old / "tb" / "CartPole-v1")}
+    (folder / "run.json").write_text(json.dumps({"arguments": [], "every": 1, **run}))
+    _, arguments = parse_settings(["--resume", str(folder)])
+    assert arguments == ["-tb", str(tmp_path / chosen)]
+
+
+@pytest.mark.parametrize(
+    ("storage", "kept"),
+    [
+        ("study.log", "{}/study.log"),
+        ("sqlite:///a/study.db", "sqlite:///{}/a/study.db"),
+        ("sqlite:////a/study.db", "sqlite:////a/study.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("mysql://user@host/study", "mysql://user@host/study"),
+    ],
+)
+def test_the_study_of_a_trial_is_found_from_another_folder(
+    storage: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", "--storage", storage])
+    manager = argparse.Namespace(
+        save_path=str(tmp_path), config="json", tensorboard_log=None, algo="per_ddqn", checkpoints=True,
+        env_name=argparse.Namespace(gym_id="CartPole-v1"), seed=1, trained_agent="", storage=storage,
+    )  # fmt: skip
+    RunSettings().save(manager)
+    _, arguments = parse_settings(["--resume", str(tmp_path)])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--storage")
+    assert parser.parse_known_args(arguments)[0].storage == kept.format(tmp_path)
 
 
 def test_a_copy_leaves_the_original_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ def save_settings(folder: Path) -> None:
     RunSettings().save(
         argparse.Namespace(
             save_path=str(folder), config=str(folder / "original.yml"), tensorboard_log=None, algo="per_ddqn",
-            env_name=argparse.Namespace(gym_id="CartPole-v1"), seed=1, checkpoints=None,
+            env_name=argparse.Namespace(gym_id="CartPole-v1"), seed=1, checkpoints=None, trained_agent="",
+            storage=None,
         )
     )  # fmt: skip
 

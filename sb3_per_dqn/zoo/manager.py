@@ -102,8 +102,9 @@ class RunManager(HyperparameterManager):
 
     def create_log_folder(self) -> None:
         """The zoo calls this when all arguments are read, and before anything is started or written."""
+        flag = "-f (and -tb)" if self.settings.resume is None else "--resume, such as a copy of it"
         for folder in filter(None, (self.params_path, self.tensorboard_log)):
-            check_writable(folder)
+            check_writable(folder, flag)
         self._try_out()
         if self.optimize_hyperparameters and self.storage:
             check_storage(self.storage)
@@ -116,12 +117,13 @@ class RunManager(HyperparameterManager):
     def _make_folder(self) -> None:
         """Of the first number that is free: of runs that begin at the same time, each has its own."""
         # Counted upwards from there, as of a folder with glob's characters in its name the zoo knows no runs
-        for number in count(get_latest_run_id(self.log_path, self.env_name) + 1):
-            self.save_path = str(Path(self.log_path, f"{self.env_name}_{number}"))
+        numbers = count(get_latest_run_id(self.log_path, self.env_name) + 1)
+        while True:
             with suppress(FileExistsError):
                 os.makedirs(self.save_path)
                 break
-        self.params_path = f"{self.save_path}/{self.env_name}"
+            self.save_path = str(Path(self.log_path, f"{self.env_name}_{next(numbers)}"))
+            self.params_path = f"{self.save_path}/{self.env_name}"
         self.made_folder = True
 
     def _try_out(self) -> None:
