@@ -13,11 +13,13 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import cv2
 import gymnasium as gym
 import numpy as np
+import optuna
 import psutil
 import pytest
 import rl_zoo3
@@ -418,6 +420,56 @@ class TestInterrupt:
         run = run_main("train", *SHORT_CARTPOLE, logs=tmp_path, env_id="CartPole-v1")
         assert run.status == 130
         assert not run.folder.exists()
+
+
+class TestOptimization:
+    SHORT = ("train", "--env", "CartPole-v1", "-optimize", "--n-trials", "3", "--n-evaluations", "1", "--device", "cpu")
+    QUIET = ("--no-optim-plots", "--pruner", "none", "--study-name", "one", "--storage")
+
+    @pytest.mark.parametrize(
+        ("signum", "status", "completed", "jobs"),
+        [
+            (signal.SIGINT, 130, 0, 1),
+            (signal.SIGINT, 130, 1, 1),
+            (signal.SIGTERM, 143, 0, 1),
+            (signal.SIGINT, 130, 0, 2),
+        ],
+    )
+    def test_an_interrupted_one_ends_with_its_trials(
+        self, signum: int, status: int, completed: int, jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With its report, if there is anything to report."""
+        objective = zoo.RunManager.objective
+        begun = Barrier(jobs)
+
+        def press(self: zoo.RunManager, trial: optuna.Trial) -> float:
+            if trial.number >= completed:
+                if begun.wait(60) == 0:
+                    os.kill(os.getpid(), signum)
+                self.n_timesteps = 10_000_000
+            return objective(self, trial)
+
+        monkeypatch.setattr(zoo.RunManager, "objective", press)
+        study = f"sqlite:///{tmp_path}/study.db"
+        run = run_main(*self.SHORT, "-n", "300", "--n-jobs", str(jobs), *self.QUIET, study, logs=tmp_path / "logs")
+        assert run.status == status, run.err
+        trials = optuna.load_study(study_name="one", storage=study).trials
+        assert [trial.state.name for trial in trials] == ["COMPLETE"] * completed + ["FAIL"] * jobs
+        assert len(list((tmp_path / "logs").rglob("report_*.csv"))) == completed
+
+    def test_one_without_a_trial_that_was_completed_says_the_way_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def diverge(*_: Any, **__: Any) -> None:
+            raise ValueError("a NaN")
+
+        monkeypatch.setattr(PerDoubleDQN, "learn", diverge)
+        run = run_main(*self.SHORT, "-n", "300", *self.QUIET, f"sqlite:///{tmp_path}/study.db", logs=tmp_path)
+        assert run.status == 2
+        assert run.out.count("a NaN") == 3
+        last = run.err.strip().splitlines()[-1]
+        assert last.startswith("sb3-per-dqn: error: -optimize: no trial was completed")
+        assert "--n-trials" in last
 
 
 class TestPlots:

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import EvalCallback, LogEveryNTimesteps
+from stable_baselines3.common.callbacks import ConvertCallback, EvalCallback, LogEveryNTimesteps
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -31,6 +31,7 @@ from sb3_per_dqn.atari import check_atari_id, make_atari_vec_env
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.checkpoint import RunCheckpoints
 from sb3_per_dqn.checks import check_storage, check_writable, warn_of_early_joints
+from sb3_per_dqn.classes import listed
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.plots import draw_learning_curves
 from sb3_per_dqn.run_settings import RunSettings
@@ -44,6 +45,7 @@ from sb3_per_dqn.zoo.remote import attributes_for_actors
 
 LOGGED_ROWS = 200  # of a whole run, whatever its length
 MIN_STEPS_PER_ROW = 100
+NONE_COMPLETED = ("No trials are completed yet.", "Record does not exist.")  # Optuna's words, each of some storages
 
 
 class RunManager(HyperparameterManager):
@@ -229,22 +231,33 @@ class RunManager(HyperparameterManager):
 
     def hyperparameters_optimization(self) -> None:
         """
-        On a cluster, an interruption ends all trials that are running, and then the command, with its report.
+        An interruption ends all trials that are running, here and on a cluster, and then the command, with its report.
 
         :raises KeyboardInterrupt: if it was interrupted
+        :raises ValueError: if no trial was completed
         """
-        if self.settings.ray_address is None:
-            super().hyperparameters_optimization()
-            return
+        if self.settings.ray_address is None:  # or remote_objective() looks after it
+            guards = [ConvertCallback(lambda *_: self._check_interruption())]
+            self.specified_callbacks = [*listed(self.specified_callbacks), *guards]
         self.guard.message = b"\nStopping all trials. Once more stops at once.\n"
         with self.guard.listening():
             try:
                 super().hyperparameters_optimization()
-            except ValueError:  # the zoo's report wants a trial that was completed
+            except ValueError as error:
                 if not self.guard.interrupted:
-                    raise
+                    if str(error) not in NONE_COMPLETED:
+                        raise
+                    raise ValueError(
+                        "-optimize: no trial was completed: each has failed, with its error above, or was pruned. Mend "
+                        "what failed, or ask for more trials (--n-trials)."
+                    ) from error
         if self.guard.interrupted:
             raise self.guard.exception
+
+    def _check_interruption(self) -> bool:
+        if self.guard.interrupted:
+            raise self.guard.exception
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
         """Of an optimization, for a trial on a cluster: without what belongs to this process."""
