@@ -57,7 +57,11 @@ def check_env_id(env_id: str) -> None:
         register_minatar()
     if env_id not in gym.registry:
         near = difflib.get_close_matches(env_id, gym.registry, n=3)
-        raise ValueError(f"--env={env_id!r} is not known to gymnasium. Did you mean {', '.join(near) or 'another'}?")
+        hint = f"Did you mean {', '.join(near)}? " if near else ""
+        raise ValueError(
+            f"--env={env_id!r} is not known to gymnasium. {hint}One of your own is registered by a package: "
+            "name it with --gym-packages."
+        )
 
 
 def check_folder_name(folder: str, flag: str) -> None:

@@ -281,6 +281,27 @@ class TestWatching:
         (video,) = tmp_path.glob("*.mp4")
         assert frames(video) >= 15
 
+    def test_record_video_of_an_environment_of_ones_own(
+        self, cartpole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "logs" / "per_ddqn" / "MyPole-v0_1"
+        (folder / "MyPole-v0").mkdir(parents=True)
+        shutil.copy(cartpole.folder / "CartPole-v1.zip", folder / "MyPole-v0.zip")
+        (tmp_path / "poles.py").write_text(
+            "import gymnasium\n"
+            "gymnasium.register('MyPole-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=9)\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        arguments = ["-n", "15", "-o", str(tmp_path / "videos"), "--gym-packages", "poles"]
+        try:
+            run = run_main("record_video", "--env", "MyPole-v0", *arguments, logs=tmp_path / "logs")
+        finally:
+            gym.registry.pop("MyPole-v0", None)
+            sys.modules.pop("poles", None)
+        assert run.status == 0, run.err
+        (video,) = (tmp_path / "videos").glob("*.mp4")
+        assert frames(video) >= 15
+
     @pytest.mark.parametrize("command", [["enjoy", "--no-render"], ["record_video"]], ids=["enjoy", "record_video"])
     @pytest.mark.parametrize("memory", [{}, {"replay_buffer_class": DeviceReplayBuffer}, {"prioritized_replay": False}])
     def test_watching_takes_no_replay_memory(
@@ -322,8 +343,20 @@ class TestWatching:
         (tmp_path / "no & few.conf").write_text("<fontconfig></fontconfig>")
         monkeypatch.setenv("FONTCONFIG_FILE", str(tmp_path / "no & few.conf"))
         before = sorted((cartpole.folder / "videos").iterdir())
-        run = run_main("record_training", "--env", "CartPole-v1", "-n", "20", "-o", "videos", logs=cartpole.logs)
+        commands = []
+        call = subprocess.call
+
+        def note(command: Any, *args: Any, **kwargs: Any) -> int:
+            commands.append(command)
+            return call(command, *args, **kwargs)
+
+        monkeypatch.setattr(subprocess, "call", note)
+        packages = ["--gym-packages", "tests.command_line", "tests.random_walk"]
+        flags = ["--env", "CartPole-v1", "-n", "20", "-o", "videos", *packages]
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        run = run_main("record_training", *flags, logs=cartpole.logs)
         assert run.status == 0, run.err
+        assert [command[-3:] for command in commands if "record_video" in command] == [packages] * 3
         parts = [frames(path) for path in (tmp_path / "videos").glob("*-per_ddqn-*.mp4")]
         assert len(parts) == 3
         assert frames(tmp_path / "videos" / "training.mp4") == sum(parts) > 0

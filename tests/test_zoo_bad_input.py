@@ -28,7 +28,8 @@ class TestBadInput:
         [
             (["train", "--env", "BreakoutNoFramskip-v4"], ["--env", "BreakoutNoFramskip-v4", BREAKOUT]),
             (["enjoy", "--env=CartPole-v11"], ["CartPole-v11", "CartPole-v1"]),
-            (["record_video", "--env", "CartPoll-v1"], ["CartPoll-v1", "CartPole-v1"]),
+            (["record_video", "--env", "CartPoll-v1"], ["CartPoll-v1", "CartPole-v1", "--gym-packages"]),
+            (["train", "--env", "MyOwnPuzzle-v0"], ["--env='MyOwnPuzzle-v0'", "--gym-packages"]),
             (["record_video", "--env", "CartPole-v1", "-o", "/dev/null/x"], ["'/dev/null/x'", "-o"]),
             (
                 ["train", "--env", "CartPole-v1", "-params", "n_envs:2", "train_freq:(1,'episode')"],

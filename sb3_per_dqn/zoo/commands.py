@@ -1,5 +1,6 @@
 """rl-zoo3's commands, run on arguments of ours."""
 
+import argparse
 import importlib
 import os
 import runpy
@@ -38,6 +39,12 @@ def run_command(command: str, arguments: list[str], settings: RunSettings | None
     :param settings: of ``train``, which the zoo knows nothing of
     """
     own = settings or RunSettings()
+    packages: list[str] = []
+    if command in ("record_video", "record_training"):  # which do not know the flag; the packages are imported by now
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--gym-packages", nargs="+", default=packages)
+        given, arguments = parser.parse_known_args(arguments)
+        packages = given.gym_packages
     with ExitStack() as stack:
         stack.enter_context(replaced(sys, argv=[f"sb3-per-dqn {command}", *arguments]))
         stack.enter_context(replaced(RunManager, settings=own))
@@ -46,31 +53,32 @@ def run_command(command: str, arguments: list[str], settings: RunSettings | None
         if command == "train":
             rl_zoo3.train.train()
         elif command in ("enjoy", "record_video", "record_training"):
-            _watch(command)
+            _watch(command, packages)
         else:
             getattr(importlib.import_module("rl_zoo3.plots"), command)()
 
 
-def _watch(command: str) -> None:
+def _watch(command: str, packages: list[str]) -> None:
     try:
         ALGOS["per_ddqn"] = WatchedModel
-        with _tools_of_record_training() if command == "record_training" else nullcontext():
+        with _tools_of_record_training(packages) if command == "record_training" else nullcontext():
             runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
     finally:
         register()
 
 
 @contextmanager
-def _tools_of_record_training() -> Iterator[None]:
+def _tools_of_record_training(packages: list[str]) -> Iterator[None]:
     """
     It calls ``python -m rl_zoo3.record_video``, which knows nothing of us, and an ffmpeg that need not be there, for a
     text whose font need not be there: both come with packages.
     """
     call = subprocess.call
+    more = ["--gym-packages", *packages] if packages else []
 
     def call_ours(command: Any, *args: Any, **kwargs: Any) -> int:
         if list(command[:3]) == ["python", "-m", "rl_zoo3.record_video"]:
-            command = [sys.executable, "-m", "sb3_per_dqn", "record_video", *command[3:]]
+            command = [sys.executable, "-m", "sb3_per_dqn", "record_video", *command[3:], *more]
         return call(command, *args, **kwargs)
 
     before = dict(os.environ)
