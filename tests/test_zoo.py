@@ -1,6 +1,7 @@
 """The command line from end to end: what a run leaves, how it is watched, how it stops."""
 
 import csv
+import gc
 import json
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ from hypothesis import strategies as st
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import DQN
 from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, atari, zoo
 from sb3_per_dqn.callbacks import InterruptGuard
@@ -264,6 +266,17 @@ class TestTraining:
         assert run.status == 0
         assert closing_line(run)["video"] == "none (ImportError: no moviepy here)"
         assert len(closed) == 1
+
+
+def test_a_game_that_cannot_be_drawn_leaves_no_recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SB3's complains when it is collected, after the closing line."""
+    complaints: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    env = DummyVecEnv([CartPoleEnv])
+    with pytest.raises(ValueError, match="no render_mode 'rgb_array'"):
+        finished.recorded_game(PerDoubleDQN("MlpPolicy", env), env, tmp_path, deterministic=True)
+    gc.collect()
+    assert complaints == []
 
 
 class TestWatching:

@@ -71,7 +71,11 @@ def recorded_game(model: BaseAlgorithm, env: VecEnv, folder: Path, deterministic
     :param folder: for the video
     :param deterministic: whether actions are greedy
     :return: the video of a whole game, or of its first ``MAX_VIDEO_STEPS`` steps
+    :raises ValueError: if it renders none
     """
+    if env.render_mode != "rgb_array":  # SB3's recorder says so, too, and fails once more when it is collected
+        env.close()
+        raise ValueError("the environment has no render_mode 'rgb_array'")
     try:
         recorder = GameRecorder(env, folder)
     except BaseException:
