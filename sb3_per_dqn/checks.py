@@ -216,8 +216,15 @@ def _number_for(name: str, text: str, kind: type[Any]) -> str:
 def check_wrapper_kwargs(hyperparams: Mapping[str, Any]) -> None:
     """
     :param hyperparams: of one environment, as in the zoo's YAML, evaluated
-    :raises ValueError: for a key of ``normalize`` or ``monitor_kwargs`` that nothing reads
+    :raises ValueError: for a key of ``normalize`` or ``monitor_kwargs`` that nothing reads, and for ``env_kwargs`` that
+        are no dictionary
     """
+    env_kwargs = hyperparams.get("env_kwargs", {})
+    if not (isinstance(env_kwargs, dict) and all(isinstance(name, str) for name in env_kwargs)):
+        raise ValueError(
+            f"hyperparameters: env_kwargs={env_kwargs!r} must be a dictionary: {{size: 4}} in YAML, or "
+            "env_kwargs:dict(size=4)."
+        )
     for key, kind, made_by_zoo in (("normalize", VecNormalize, {"venv"}), ("monitor_kwargs", Monitor, MONITORS)):
         given = hyperparams.get(key)
         if isinstance(given, dict):

@@ -122,6 +122,12 @@ class TestBadInput:
                 ["train", "-params", "policy_kwargs:'dict(net_arch=[64]'"],
                 ["policy_kwargs='dict(net_arch=[64]'", "never closed", "a dictionary"],
             ),
+            (
+                ["train", "--env", "CartPole-v1", "-params", "env_kwargs:'dict(size=4)'"],
+                ["env_kwargs='dict(size=4)'", "env_kwargs:dict(size=4)"],
+            ),
+            (["train", "--env", "CartPole-v1", "-params", "env_kwargs:[4]"], ["env_kwargs=[4]", "a dictionary"]),
+            (["train", "--env", "CartPole-v1", "-params", "env_kwargs:{4: 1}"], ["env_kwargs={4: 1}", "a dictionary"]),
             (["train", "-params", "policy_kwargs:[64]"], ["policy_kwargs=[64]", "a dictionary"]),
             (
                 ["train", "-params", "env_wrapper:{'gymnasium.wrappers.TimeLimit':{'max_steps':3}}"],
