@@ -115,6 +115,25 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *[({name: "1"}, f"{name}='1' must be a number") for name in ("clip_obs", "clip_reward", "gamma", "epsilon")],
+        *[({name: 1}, f"{name}=1 must be true or false") for name in ("training", "norm_obs", "norm_reward")],
+        *[({"clip_obs": -1.0}, "clip_obs=-1.0"), ({"epsilon": {"~": "float", "value": "nan"}}, "epsilon=nan")],
+        *[({"gamma": None}, "gamma=None"), ({"clip_obs": 10**400}, "too large"), ({"more": 1}, "nothing else")],
+    ],
+)
+@pytest.mark.parametrize("make_env", [cartpole, lambda: None], ids=["cartpole", "none"])
+def test_a_normalization_that_would_fail_at_the_first_step(
+    changes: dict[str, Any], words: str, make_env: Callable[[], Any], folder: Path
+) -> None:
+    settings = json.loads((folder / "config.json").read_text())["vec_normalize"]
+    edit(folder, vec_normalize={**settings, **changes})
+    with pytest.raises(ModelFolderError, match=words):
+        load_model(folder, make_env(), device="cpu")
+
+
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_refused_in_one_line(name: str, folder: Path, nothing_runs: None) -> None:
     damage, words = DAMAGES[name]

@@ -36,7 +36,14 @@ from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.replay.memory import available_memory
 from sb3_per_dqn.score import Score
 from sb3_per_dqn.sharing.environment import EnvironmentSettings
-from sb3_per_dqn.sharing.normalization import PREFIX, normalization_of, normalized, settings_of, statistics_of
+from sb3_per_dqn.sharing.normalization import (
+    PREFIX,
+    check_settings,
+    normalization_of,
+    normalized,
+    settings_of,
+    statistics_of,
+)
 from sb3_per_dqn.sharing.plain import KNOWN, ModelFolderError, Plain, as_endpoints, from_plain, nameable, to_plain
 from sb3_per_dqn.sharing.plain_spaces import space_from_plain, space_to_plain
 from sb3_per_dqn.sharing.small import Forms, Tensors, completed, small_forms, smaller, smaller_picture
@@ -317,7 +324,9 @@ def _loaded(
     if classes == KNOWN:
         _check_in_advance(policy, observation_space, action_space, arguments["policy_kwargs"], weights, small)
     if config["vec_normalize"] is not None:
-        env = _normalized(env, from_plain(config["vec_normalize"], {}, "vec_normalize"), statistics)
+        settings = from_plain(config["vec_normalize"], {}, "vec_normalize")
+        check_settings(settings)
+        env = _normalized(env, settings, statistics)
 
     model = PerDoubleDQN(policy, env, device=device, _init_setup_model=False, **{**arguments, **kwargs})  # type: ignore[arg-type]
     if model.env is None:

@@ -10,7 +10,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_per_dqn.sharing.plain import ModelFolderError
 
-SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
+FLAGS, NUMBERS = ("training", "norm_obs", "norm_reward"), ("clip_obs", "clip_reward", "gamma", "epsilon")
+SETTINGS = (*FLAGS, *NUMBERS, "norm_obs_keys")
 PREFIX = "vec_normalize."
 
 
@@ -50,6 +51,20 @@ def statistics_of(env: VecNormalize) -> dict[str, th.Tensor]:
         for part, moments in _parts(env).items()
         for field in ("mean", "var", "count")
     }
+
+
+def check_settings(settings: Any) -> None:
+    """
+    :param settings: as from :func:`settings_of`
+    :raises ModelFolderError: if ``VecNormalize`` would take what it cannot work with
+    """
+    if not isinstance(settings, dict) or settings.keys() != set(SETTINGS):
+        raise ModelFolderError(f"vec_normalize={settings!r} must have {', '.join(SETTINGS)}, and nothing else.")
+    for names, kinds, wanted in ((FLAGS, (bool,), "true or false"), (NUMBERS, (int, float), "a number, 0 or more")):
+        for name in names:
+            value = settings[name]
+            if type(value) not in kinds or not float(value) >= 0:  # NaN is not, either
+                raise ModelFolderError(f"vec_normalize: {name}={value!r} must be {wanted}.")
 
 
 def normalized(env: VecEnv, settings: dict[str, Any], statistics: dict[str, th.Tensor]) -> VecNormalize:
