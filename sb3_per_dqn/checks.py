@@ -119,16 +119,18 @@ def check_storage(storage: str) -> None:
         ) from error
 
 
-def check_seed(seed: int, may_be_drawn: bool = False) -> None:
+def check_seed(seed: int, may_be_drawn: bool = False, n_envs: int = 1) -> None:
     """
     :param seed: of ``--seed``
     :param may_be_drawn: whether -1 is one, which rl-zoo3 takes for a seed that is drawn
-    :raises ValueError: if NumPy could not be seeded with it
+    :param n_envs: environments, of which each is seeded with one more than the last
+    :raises ValueError: if NumPy could not be seeded with it, or one of the environments
     """
-    lowest = -1 if may_be_drawn else 0
-    if not lowest <= seed < 2**32:
+    lowest, highest = -1 if may_be_drawn else 0, 2**32 - n_envs
+    if not lowest <= seed <= highest:
         drawn = " (which draws one)" if may_be_drawn else ""
-        raise ValueError(f"--seed={seed} must be from {lowest}{drawn} to {2**32 - 1}.")
+        each = f": {n_envs} environments are seeded from there on" if n_envs > 1 else ""
+        raise ValueError(f"--seed={seed} must be from {lowest}{drawn} to {highest}{each}.")
 
 
 def warn_of_early_joints(model: PerDoubleDQN, n_timesteps: int) -> None:

@@ -68,7 +68,7 @@ def _check_flags(given: argparse.Namespace, command: str) -> None:
         raise ValueError(f"--n-envs={given.n_envs} must be 1 or more.")
     if command != "train" and given.n_timesteps is not None and given.n_timesteps < 1:
         raise ValueError(f"-n {given.n_timesteps} must be 1 or more: nothing would be played.")
-    check_seed(given.seed, may_be_drawn=command == "train")
+    check_seed(given.seed, may_be_drawn=command == "train", n_envs=given.n_envs)
     agent = given.trained_agent
     if agent and not (agent.endswith(".zip") and os.path.isfile(agent)):
         raise ValueError(f"--trained-agent={agent} must be a model's file, and end in .zip.")

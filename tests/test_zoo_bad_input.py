@@ -152,6 +152,15 @@ class TestBadInput:
             (["record_video", "--env", "CartPole-v1", "-n", "0"], ["-n 0", "1 or more"]),
             (["enjoy", "--env", "CartPole-v1", "--no-render", "--n-timesteps", "-3"], ["-n -3", "1 or more"]),
             (["train", "--env", "CartPole-v1", "--seed", "4294967296"], ["--seed=4294967296", "4294967295"]),
+            (
+                ["train", "--env", "MinAtar/Breakout-v0", "--seed", "4294967290", "-params", "n_envs:8"],
+                ["--seed=4294967290", "4294967288", "8 environments"],
+            ),
+            (
+                ["train", "--env", "CartPole-v1", "--seed", "4294967295", "--n-eval-envs", "5"],
+                ["4294967291", "5 environments"],
+            ),  # to evaluate
+            (["enjoy", "--env", "CartPole-v1", "--seed", "4294967295", "--n-envs", "2"], ["4294967294", "2 envir"]),
             (["enjoy", "--env", "CartPole-v1", "--seed", "-2"], ["--seed=-2", "4294967295"]),
             (["enjoy", "--env", "CartPole-v1", "--n-envs", "0"], ["--n-envs=0"]),
             (["record_video", "--env", "CartPole-v1", "--n-envs", "0"], ["--n-envs=0"]),

@@ -30,7 +30,7 @@ from sb3_per_dqn.arguments import check_episodes
 from sb3_per_dqn.atari import check_atari_id, make_atari_vec_env
 from sb3_per_dqn.callbacks import InterruptGuard, RunRecorder
 from sb3_per_dqn.checkpoint import RunCheckpoints
-from sb3_per_dqn.checks import check_storage, check_writable, warn_of_early_joints
+from sb3_per_dqn.checks import check_seed, check_storage, check_writable, warn_of_early_joints
 from sb3_per_dqn.classes import listed
 from sb3_per_dqn.per_double_dqn import PerDoubleDQN
 from sb3_per_dqn.plots import draw_learning_curves
@@ -107,6 +107,7 @@ class RunManager(HyperparameterManager):
         flag = "-f (and -tb)" if self.settings.resume is None else "--resume, such as a copy of it"
         for folder in filter(None, (self.params_path, self.tensorboard_log)):
             check_writable(folder, flag)
+        check_seed(self.seed, n_envs=max(self.n_envs, self.n_eval_envs))
         self._try_out()
         if self.optimize_hyperparameters and self.storage:
             check_storage(self.storage)
