@@ -83,7 +83,7 @@ class SavedRun:
         """
         :param run_folder: folder of a run
         :return: what is written there
-        :raises CheckpointError: if nothing is, or the file is damaged
+        :raises CheckpointError: if it cannot be read, or is damaged
         """
         file = run_folder / RUN_FILE
         try:
@@ -100,7 +100,7 @@ class SavedRun:
             if run.conf is not None and Path(run.conf).name != run.conf:
                 raise ValueError(f"conf={run.conf!r}")
         except OSError as error:
-            raise CheckpointError(f"{run_folder}: no run of this package ({error}).") from None
+            raise CheckpointError(f"{file} cannot be read: {error}.") from None
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} is damaged ({error}): put back a copy of it.") from None
         return run
@@ -169,6 +169,8 @@ def parse_settings(arguments: list[str]) -> tuple[RunSettings, list[str]]:
         return RunSettings(every, ray_address=ours.ray_address), rest
     if rest or ours.checkpoint_every is not None:
         raise ValueError(f"--resume {ours.resume}: a run goes on with its own arguments; drop the others.")
+    if not (ours.resume / RUN_FILE).is_file():
+        raise CheckpointError(f"--resume {ours.resume}: no run of this package, as there is no {RUN_FILE} in it.")
     run = SavedRun.read(ours.resume)
     if run.every < 1:
         raise CheckpointError(
