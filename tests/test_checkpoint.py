@@ -53,6 +53,10 @@ def normalized() -> VecEnv:
     return VecNormalize(cartpole())
 
 
+def normalized_elsewhere() -> VecEnv:
+    return VecNormalize(cartpole(vec_env_cls=SubprocVecEnv))
+
+
 def minatar_game() -> gym.Env[Any, Any]:
     register_minatar()  # in the worker
     return gym.make("MinAtar/Breakout-v0")
@@ -87,7 +91,7 @@ def goals() -> VecEnv:
 
 
 def make(make_env: Callable[[], VecEnv], **kwargs: Any) -> PerDoubleDQN:
-    policy = {cartpole: "MlpPolicy", normalized: "MlpPolicy", minatar: "MlpPolicy"}
+    policy = {cartpole: "MlpPolicy", normalized: "MlpPolicy", normalized_elsewhere: "MlpPolicy", minatar: "MlpPolicy"}
     policy |= {dicts: "MultiInputPolicy", goals: "MultiInputPolicy"}
     arguments: dict[str, Any] = {
         "learning_starts": 40,
@@ -174,6 +178,23 @@ def test_environments_whose_state_cannot_be_read_start_anew_in_both_runs(
     first = run(tmp_path, False)
     second = run(tmp_path, True)
     assert fingerprint(first) == fingerprint(second)
+
+
+@pytest.mark.filterwarnings("ignore:The state of the environments cannot be saved")
+def test_statistics_go_on_where_environments_start_anew(tmp_path: Path) -> None:
+    """Those of ``VecNormalize`` are of the whole run, and a ``reset()`` does not begin them anew."""
+    model = make(normalized_elsewhere)
+    model.learn(STEPS, callback=RunCheckpoints(tmp_path, EVERY, keep=99))
+    other, checkpoints = make(normalized_elsewhere), RunCheckpoints(tmp_path, EVERY, keep=99)
+    left = checkpoints.resume(other, checkpoints.steps[1])
+    other.learn(left, callback=checkpoints, reset_num_timesteps=False)
+    ours, theirs = (vars(each.get_vec_normalize_env()) for each in (model, other))
+    for name in ("obs_rms", "ret_rms"):
+        for part in ("count", "mean", "var"):
+            np.testing.assert_array_equal(getattr(theirs[name], part), getattr(ours[name], part))
+    assert fingerprint(other) == fingerprint(model)
+    for each in (model, other):
+        each.get_env().close()
 
 
 class Counting(BaseCallback):
@@ -612,16 +633,20 @@ def test_what_came_to_be_on_the_way_loses_no_run(vec_env_cls: Any, tmp_path: Pat
     """It cannot be made again: the environments, or that part of a callback, begin anew, and it is said."""
 
     def spawning() -> PerDoubleDQN:
-        return PerDoubleDQN("MlpPolicy", make_vec_env(Spawning, 2, vec_env_cls=vec_env_cls), batch_size=4, device="cpu")
+        env = VecNormalize(make_vec_env(Spawning, 2, vec_env_cls=vec_env_cls))
+        return PerDoubleDQN("MlpPolicy", env, batch_size=4, device="cpu")
 
-    model = spawning()
+    model: Any = spawning()
     model.learn(60, callback=[RunCheckpoints(tmp_path, 40), Finding()])
-    other, checkpoints = spawning(), RunCheckpoints(tmp_path, 40)
+    other: Any = spawning()
+    checkpoints = RunCheckpoints(tmp_path, 40)
     with pytest.warns(UserWarning, match=r"cannot be restored .*things\[0\] is a NoneType.* start anew here"):
         left = checkpoints.resume(other)
     with pytest.warns(UserWarning, match="Finding.found begins anew"):
         other.learn(left, callback=[checkpoints, Finding()], reset_num_timesteps=False)
     assert other.num_timesteps == model.num_timesteps
+    counts = [each.get_vec_normalize_env().obs_rms.count for each in (model, other)]
+    assert counts[1] == counts[0] + 2  # statistics go on; and two first observations more
     for each in (model, other):
         each.get_env().close()
 

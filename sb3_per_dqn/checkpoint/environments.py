@@ -8,7 +8,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_per_dqn.acting import ActingVecEnv
-from sb3_per_dqn.checkpoint.state import CONSTANT_NAMES, StateError, Tree, captured, restored
+from sb3_per_dqn.checkpoint.state import CONSTANT_NAMES, NotThereError, StateError, Tree, captured, restored
 
 
 class StatefulEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -108,10 +108,24 @@ def captured_environments(env: VecEnv) -> Tree:
     """
     if reason := why_not(env):
         raise StateError(reason)
-    layers, games = layers_of(env)
+    games = layers_of(env)[1]
     of_games = captured(games.envs) if isinstance(games, DummyVecEnv) else games.env_method("captured_state")
     seeds = captured(list(games._seeds))  # of a reset that is still to come
-    return {"layers": [_captured_layer(layer) for layer in layers], "games": of_games, "seeds": seeds}
+    return {"layers": captured_layers(env), "games": of_games, "seeds": seeds}
+
+
+def captured_layers(env: VecEnv) -> list[Tree]:
+    """
+    :param env: vectorized environment
+    :return: states of its wrappers, the outermost first; ``None`` where one cannot be read
+    """
+    trees: list[Tree] = []
+    for layer in layers_of(env)[0]:
+        try:
+            trees.append(_captured_layer(layer))
+        except StateError:
+            trees.append(None)
+    return trees
 
 
 def restore_environments(env: VecEnv, tree: Tree) -> None:
@@ -120,10 +134,8 @@ def restore_environments(env: VecEnv, tree: Tree) -> None:
     :param tree: from ``captured_environments``
     :raises StateError: if it does not fit
     """
-    layers, games = layers_of(env)
-    if len(layers) != len(tree["layers"]):
-        raise StateError(f"the environments have {len(layers)} wrappers, and the state is of {len(tree['layers'])}")
-    env.reset()  # some take on their final form only then
+    games = layers_of(env)[1]
+    restore_layers(env, tree["layers"])  # first: they go on also where the games cannot
     if isinstance(games, DummyVecEnv):
         same = restored(list(games.envs), tree["games"])  # of a copy, so that none of them can be put away
         if not isinstance(same, list) or list(map(id, same)) != list(map(id, games.envs)):
@@ -133,9 +145,30 @@ def restore_environments(env: VecEnv, tree: Tree) -> None:
             (wrong,) = games.env_method("restore_state", of_game, indices=i)
             if wrong is not None:
                 raise type(wrong)(f"environment {i}: {wrong}")
-    for layer, of_layer in zip(layers, tree["layers"], strict=True):
-        _restore_layer(layer, of_layer)
     games._seeds = restored(None, tree["seeds"])
+
+
+def restore_layers(env: VecEnv, trees: list[Tree]) -> None:
+    """
+    Reset the environments, and put states into their wrappers.
+
+    :param env: vectorized environment that was made as the captured one was
+    :param trees: from ``captured_layers``
+    :raises StateError: if they do not fit; if one is of what is not there yet, after the others went in
+    """
+    layers, _ = layers_of(env)
+    if len(layers) != len(trees):
+        raise StateError(f"the environments have {len(layers)} wrappers, and the state is of {len(trees)}")
+    env.reset()  # some take on their final form only then
+    not_there = None
+    for layer, of_layer in zip(layers, trees, strict=True):
+        try:
+            if of_layer is not None:
+                _restore_layer(layer, of_layer)
+        except NotThereError as error:
+            not_there = error
+    if not_there is not None:
+        raise not_there
 
 
 def _captured_layer(layer: VecEnvWrapper) -> Tree:

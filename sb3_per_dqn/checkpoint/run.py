@@ -20,9 +20,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_per_dqn.checkpoint.environments import (
     captured_environments,
+    captured_layers,
     captured_random,
     layers_of,
     restore_environments,
+    restore_layers,
     restore_random,
     why_not,
 )
@@ -68,7 +70,8 @@ class RunCheckpoints(BaseCallback):
 
     It writes between a rollout's gradient steps and the next rollout. Where the state of an environment cannot be read
     (there is a warning), all environments start anew with each checkpoint, in a run that goes on as in one that
-    resumes: both are alike, but depend on ``every``.
+    resumes: both are alike, but depend on ``every``. Wrappers of the vectorized environment, and so the statistics of
+    ``VecNormalize``, go on also then; what a wrapper of a single game keeps beyond ``reset()`` does not.
 
     :param folder: where; no other run may have it
     :param every: environment steps from one checkpoint to the next
@@ -257,7 +260,7 @@ def _captured_run(model: Any, restart: bool) -> Tree:
         "optimizer": captured(model.policy.optimizer.state_dict()),
         "buffer": captured_buffer(model.replay_buffer),
         "restart": seed,
-        "environments": None if restart else captured_environments(model.env),
+        "environments": {"layers": captured_layers(model.env)} if restart else captured_environments(model.env),
         "logger": _captured_logger(model.logger),
         "random": _captured_random(model),
     }
@@ -265,9 +268,7 @@ def _captured_run(model: Any, restart: bool) -> Tree:
 
 def _restore_run(model: Any, tree: Tree) -> None:
     # Environments first: to reset them takes random numbers
-    seed = tree["restart"]
-    if seed is None:
-        seed = _restore_games(model.env, tree["environments"])
+    seed = _restore_environments(model.env, tree["environments"], tree["restart"])
     for name, of_attribute in tree["model"].items():
         if name not in ATTRIBUTES:
             raise StateError(f"{name} is no part of a run")
@@ -280,20 +281,27 @@ def _restore_run(model: Any, tree: Tree) -> None:
         _restart(model, seed)
 
 
-def _restore_games(env: VecEnv, tree: Tree) -> int | None:
+def _restore_environments(env: VecEnv, tree: Tree, seed: int | None) -> int | None:
     """
-    :return: a seed if they must start anew, as they held what new ones do not: better than to lose the run
+    :param env: the model's
+    :param tree: from ``captured_environments``, or the wrappers alone where the rest starts anew
+    :param seed: with which it does; ``None`` if it goes on
+    :return: the seed; one also if environments must start anew, as they held what new ones do not: better than to lose
+        the run
     """
     try:
-        restore_environments(env, tree)
+        if seed is None:
+            restore_environments(env, tree)
+        elif tree is not None:  # as it was in checkpoints that were written before wrappers went on
+            restore_layers(env, tree["layers"])
     except NotThereError as error:
         warnings.warn(
             f"The state of the environments cannot be restored ({error}): they start anew here, and the run goes on "
             "otherwise than if it had not been stopped.",
             stacklevel=4,
         )
-        return int(np.random.randint(2**31))
-    return None
+        return int(np.random.randint(2**31)) if seed is None else seed
+    return seed
 
 
 def _restart(model: Any, seed: int) -> None:
