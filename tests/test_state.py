@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict, deque
+from dataclasses import dataclass, replace
 from enum import Enum, IntFlag
 from fractions import Fraction
 from pathlib import Path
@@ -260,6 +261,27 @@ def test_what_is_rarer_is_restored(thing: Any, fresh: Any, tmp_path: Path) -> No
     folder = CheckpointFolder(tmp_path)
     folder.write(0, captured(Holder(t_start=thing)))
     assert same(restored(Holder(t_start=fresh), folder.read()[1]).t_start, thing)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """They are replaced, and never written to."""
+
+    lives: int
+    goal: np.ndarray
+
+
+FIRST_RULES = Rules(1, np.zeros(2))
+
+
+def test_what_is_frozen_is_restored() -> None:
+    """Also where a new object holds a constant, which stays as it is."""
+    rules = replace(FIRST_RULES, lives=2, goal=np.ones(2))
+    holder = restored(Holder(rules=FIRST_RULES, again=FIRST_RULES), captured(Holder(rules=rules, again=rules)))
+    assert holder.rules is holder.again
+    for mine, lives, goal in ((holder.rules, 2, np.ones(2)), (FIRST_RULES, 1, np.zeros(2))):
+        assert mine.lives == lives
+        np.testing.assert_array_equal(mine.goal, goal)
 
 
 def test_what_a_function_holds_is_restored() -> None:

@@ -239,6 +239,9 @@ class _Restore:
         kind = tree.get(KIND) if isinstance(tree, dict) else "array" if isinstance(tree, np.ndarray) else None
         if kind not in IN_PLACE or not (isinstance(current, HOLDERS) or kind == "object"):
             return current
+        if getattr(getattr(current, "__dataclass_params__", None), "frozen", False):
+            # Another took its place in what was captured: it may be a constant of a module's, as what it holds
+            self.taken.update({id(shared): shared for shared in (current, *getattr(current, "__dict__", {}).values())})
         if current is None or id(current) not in self.taken:
             self.taken[id(current)] = current
             return current
@@ -394,7 +397,8 @@ class _Restore:
         for name, of_attribute in tree["attributes"].items():
             if not name.isidentifier() or name.startswith("__"):
                 raise StateError(f"{path}.{name} is no attribute that a state may set")
-            setattr(current, name, self.value(getattr(current, name, None), of_attribute, f"{path}.{name}"))
+            value = self.value(getattr(current, name, None), of_attribute, f"{path}.{name}")
+            vars(current)[name] = value  # as it was read: a class (a frozen dataclass's) may refuse to be written to
         return current
 
     def _items(self, currents: Any, tree: Tree, path: str) -> list[Any]:
