@@ -30,6 +30,7 @@ from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, make_atari_vec_env
 from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints, files, run
 from sb3_per_dqn.checkpoint.environments import captured_environments, restore_environments
 from sb3_per_dqn.checkpoint.files import CheckpointFolder
+from sb3_per_dqn.checkpoint.logs import cut_back
 from sb3_per_dqn.checkpoint.state import StateError, captured
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.replay.frame_ring import RawFrames
@@ -233,6 +234,32 @@ def test_callbacks_and_logs_go_on(tmp_path: Path) -> None:
         other.learn(left, callback=[counting, checkpoints], log_interval=3, reset_num_timesteps=False)
         assert counting.seen == STEPS // 2
         assert curve(tmp_path / "tb") == whole
+
+
+def test_logs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Each is cut back to where it was; a list in which they cannot be found again is refused before."""
+    logs = [tmp_path / name / "0.monitor.csv" for name in ("train", "eval")]
+    for log, lines in zip(logs, (9, 2), strict=True):
+        log.parent.mkdir()
+        log.write_text("1,2\n" * lines)
+    make(cartpole).learn(EVERY + 2, callback=RunCheckpoints(tmp_path / "a", EVERY, logs=logs))
+    for log in logs:
+        log.write_text(log.read_text() + "3,4\n" * 5)
+    other = RunCheckpoints(tmp_path / "a", logs=logs[:1])
+    with pytest.raises(CheckpointError, match=r"logs named \['0.monitor.csv', '0.monitor.csv'\].* the same order"):
+        other.resume(make(cartpole))
+    other.let_go()
+    assert [len(log.read_text().splitlines()) for log in logs] == [14, 7]
+    RunCheckpoints(tmp_path / "a", logs=logs).resume(make(cartpole))
+    assert [log.read_text() for log in logs] == ["1,2\n" * 9, "1,2\n" * 2]
+
+
+def test_logs_of_older_checkpoints_are_cut_back_by_name(tmp_path: Path) -> None:
+    for name in ("progress.csv", "episodes.csv"):
+        (tmp_path / name).write_text("1\n" * 4)
+    cut_back([tmp_path / "progress.csv", tmp_path / "episodes.csv"], {"progress.csv": 3, "episodes.csv": 2})
+    assert (tmp_path / "progress.csv").read_text() == "1\n" * 3
+    assert (tmp_path / "episodes.csv").read_text() == "1\n" * 2
 
 
 @pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, WorkerVecEnv])

@@ -10,9 +10,10 @@ EVENTS = "events.out.tfevents.*"
 def positions(logs: Sequence[Path]) -> dict[str, int]:
     """
     :param logs: files, and folders of TensorBoard's; they need not be there
-    :return: by name (the folder may be moved), how many lines of a CSV file there are, and bytes of any other
+    :return: by place in ``logs`` and name (the folder may be moved), how many lines of a CSV file there are, and bytes
+        of any other
     """
-    return {path.name: _lines(path) if path.suffix == ".csv" else path.stat().st_size for path in _files(logs)}
+    return {place: _lines(path) if path.suffix == ".csv" else path.stat().st_size for place, path in _files(logs)}
 
 
 def cut_back(logs: Sequence[Path], to: dict[str, int]) -> None:
@@ -22,21 +23,24 @@ def cut_back(logs: Sequence[Path], to: dict[str, int]) -> None:
     :param logs: as for ``positions``; nothing else is touched, whatever ``to`` names
     :param to: from ``positions``. Of files that were not there then, TensorBoard's are removed, and others left alone
     """
-    for path in _files(logs):
-        if path.name not in to:
+    for place, path in _files(logs):
+        position = to.get(place, to.get(path.name))  # checkpoints that were written before places were have the name
+        if position is None:
             if path.match(EVENTS):
                 path.unlink()
         elif path.suffix == ".csv":  # whose first line may have become longer
             with path.open("rb+") as file:
-                file.truncate(sum(len(line) for line in islice(file, to[path.name])))
+                file.truncate(sum(len(line) for line in islice(file, position)))
         else:
             with path.open("rb+") as file:
-                file.truncate(min(to[path.name], path.stat().st_size))
+                file.truncate(min(position, path.stat().st_size))
 
 
-def _files(logs: Sequence[Path]) -> Iterator[Path]:
-    for log in logs:
-        yield from (path for path in (log.glob(EVENTS) if log.is_dir() else [log]) if path.is_file())
+def _files(logs: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    for i, log in enumerate(logs):
+        for path in log.glob(EVENTS) if log.is_dir() else [log]:
+            if path.is_file():
+                yield f"{i}/{path.name}", path
 
 
 def _lines(path: Path) -> int:

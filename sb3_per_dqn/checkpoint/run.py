@@ -123,6 +123,12 @@ class RunCheckpoints(BaseCallback):
         step, tree = self.files.read(step)
         where = self.files.path(step)
         _check_fit(model, tree, where)
+        names = [log.name for log in self.logs]
+        if tree.get("log_names", names) != names:
+            raise CheckpointError(
+                f"{where} was written with logs named {tree['log_names']}, and here they are {names}: give the same, "
+                "in the same order."
+            )
         try:
             _restore_run(model, tree)
             self._go_on_logging(model, tree)
@@ -238,6 +244,7 @@ class RunCheckpoints(BaseCallback):
             **_captured_run(model, restart=bool(self._why_restart)),
             "callbacks": _captured_callbacks(self._outermost()),
             "logs": positions([*self.logs, *folders]),
+            "log_names": [log.name for log in self.logs],
             "tensorboard": next((folder.name for folder in folders), None),
         }
 
