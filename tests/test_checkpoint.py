@@ -478,7 +478,26 @@ def test_links_to_folders_are_not_followed(written: Path, tmp_path: Path, name: 
     place = folder.folder / "blocks" if name == "blocks" else folder.path(folder.steps[-1])
     place.rename(tmp_path / "elsewhere")
     place.symlink_to(tmp_path / "elsewhere")
-    assert "no ordinary file" in attempt(tmp_path / "copy")
+    assert "is a link" in attempt(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["blocks", ".lock"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
+    """Nor removed, and no step is made first."""
+    (tmp_path / "elsewhere").mkdir()
+    mine = tmp_path / "elsewhere" / "thesis.tex"
+    mine.write_text("mine")
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / name).symlink_to(tmp_path / "elsewhere" if name == "blocks" else mine)
+    model = make(cartpole)
+    with pytest.raises(CheckpointError, match=f"{name} is a link: remove it"):
+        model.learn(STEPS, callback=RunCheckpoints(folder, EVERY))
+    with pytest.raises(CheckpointError, match=f"{name} is a link: remove it"):
+        CheckpointFolder(folder).write(0, {})
+    assert model.num_timesteps == 0
+    assert mine.read_text() == "mine"
+    assert [path.name for path in folder.iterdir()] == [name]
 
 
 def test_a_damaged_block_says_what_to_do(written: Path, tmp_path: Path) -> None:
@@ -563,6 +582,27 @@ def test_old_checkpoints_go_and_so_do_their_blocks(tmp_path: Path) -> None:
         assert (folder.read()[1]["value"] == ring).all()
         needed = {name for kept in folder.steps for name in files._blocks_of(folder._read_tree(kept)["tree"])}
         assert {path.stem for path in (tmp_path / "blocks").iterdir()} == needed
+
+
+def test_what_is_no_block_stays_among_them(tmp_path: Path) -> None:
+    folder, sha = CheckpointFolder(tmp_path), "0" * 64
+    folder.write(0, {})
+    blocks = tmp_path / "blocks"
+    for name in ("thesis.tex", "thesis.npy", f"{sha}.npy", f".{sha}.7"):
+        (blocks / name).touch()
+    for name in ("notes", f"{'1' * 64}.npy"):
+        (blocks / name).mkdir()
+    folder.write(1, {})
+    assert {path.name for path in blocks.iterdir()} == {"thesis.tex", "thesis.npy", "notes", f"{'1' * 64}.npy"}
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_is_no_folder_for_checkpoints(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    model = make(cartpole)
+    with pytest.raises(CheckpointError, match=f"{place} can hold no checkpoints .* choose another folder"):
+        model.learn(STEPS, callback=RunCheckpoints(tmp_path / place))
+    assert model.num_timesteps == 0
 
 
 def test_of_a_large_ring_only_new_blocks_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

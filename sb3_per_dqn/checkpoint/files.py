@@ -37,6 +37,7 @@ SPARE_ROWS = 2  # of a ring, that may still have been rewritten after they were 
 MOST_JSON = 2**30  # bytes
 NAME = re.compile(r"step-(\d{12})")
 BLOCK_NAME = re.compile(r"[0-9a-f]{64}")
+BLOCK_FILE = re.compile(r"[0-9a-f]{64}\.npy|\.[0-9a-f]{64}\.\d+")  # and what is left of one that was being written
 
 Array = npt.NDArray[Any]
 
@@ -77,6 +78,21 @@ class CheckpointFolder:
 
     # ---------------------------------------------------------------------------------------------------------- writing
 
+    def prepare(self) -> None:
+        """
+        Make the folder, unless it is there.
+
+        :raises CheckpointError: if it cannot be made, or a part of it is a link, through which files elsewhere would be
+            written and removed
+        """
+        for path in (self.folder / "blocks", self.folder / ".lock"):
+            if path.is_symlink():
+                raise CheckpointError(f"{path} is a link: remove it, or choose another folder.")
+        try:
+            (self.folder / "blocks").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} can hold no checkpoints ({error}): choose another folder.") from None
+
     def forget_after(self, step: int) -> None:
         """
         Remove later checkpoints: of a run that was resumed from an earlier one, and so takes another course.
@@ -100,8 +116,8 @@ class CheckpointFolder:
         :raises CheckpointError: if there is no room for it; what was there before is as it was
         :raises OSError: if writing fails; likewise
         """
+        self.prepare()
         blocks = self.folder / "blocks"
-        blocks.mkdir(parents=True, exist_ok=True)
         beside = self.folder / f".{self.path(step).name}.{os.getpid()}"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
@@ -223,7 +239,7 @@ class CheckpointFolder:
         except CheckpointError:  # then nobody knows which blocks it needs
             return
         for block in (self.folder / "blocks").iterdir():
-            if block.stem not in kept:
+            if BLOCK_FILE.fullmatch(block.name) and block.stem not in kept and not block.is_dir():
                 block.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------------------------------------------------- reading

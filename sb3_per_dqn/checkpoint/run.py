@@ -150,7 +150,7 @@ class RunCheckpoints(BaseCallback):
     def _claim(self) -> None:
         if self._lock.is_locked:
             return
-        self.files.folder.mkdir(parents=True, exist_ok=True)
+        self.files.prepare()
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
