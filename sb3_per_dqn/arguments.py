@@ -22,6 +22,17 @@ FINITE = (
 WHOLE = ("buffer_size", "batch_size", "gradient_steps", "n_steps")
 
 
+def check_whole(name: str, value: Any, smallest: int) -> None:
+    """
+    :param name: of an argument
+    :param value: its value
+    :param smallest: that it may have
+    :raises ValueError: if it is smaller, or no whole number
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < smallest:
+        raise ValueError(f"{name}={value!r} must be a whole number, {smallest} or more.")
+
+
 def check_arguments(model: DQN) -> None:
     """
     :param model: with SB3's arguments as attributes, before anything is made of them

@@ -13,6 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import AtariStepReturn
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
+from sb3_per_dqn.arguments import check_whole
 from sb3_per_dqn.checkpoint.state import handle
 from sb3_per_dqn.workers import WorkerVecEnv
 
@@ -161,8 +162,7 @@ def make_atari_vec_env(
     """
     check_atari_id(env_id)
     for name, count in (("n_envs", n_envs), ("frame_stack", frame_stack)):
-        if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name}={count!r} must be a whole number, 1 or more.")
+        check_whole(name, count, 1)
     if seed is not None:
         if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
             raise ValueError(f"seed={seed!r} must be a whole number, 0 or more, or None.")

@@ -510,6 +510,19 @@ def test_a_damaged_block_says_what_to_do(written: Path, tmp_path: Path) -> None:
     assert f"{last:012d} to resume from step {first}" in said
 
 
+@pytest.mark.parametrize("name", ["tree.json", "arrays.safetensors"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_missing_file_says_what_to_do(written: Path, tmp_path: Path, name: str, linked: bool) -> None:
+    shutil.copytree(written, tmp_path / "copy")
+    folder = CheckpointFolder(tmp_path / "copy")
+    first, last = folder.steps
+    file = (folder.path(last) / name).rename(tmp_path / "elsewhere")
+    if linked:
+        (folder.path(last) / name).symlink_to(file)
+    said = attempt(tmp_path / "copy")
+    assert f"{name} is missing, or no ordinary file. Delete {folder.path(last)} to resume from step {first}." in said
+
+
 def test_an_older_version_and_another_format(written: Path, tmp_path: Path) -> None:
     shutil.copytree(written, tmp_path / "copy")
     file = CheckpointFolder(tmp_path / "copy").path(CheckpointFolder(tmp_path / "copy").steps[-1]) / "tree.json"
@@ -810,6 +823,11 @@ def test_bad_arguments(tmp_path: Path, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}={value!r} must be a whole number"):
         RunCheckpoints(tmp_path / "x", **{name: value})
     assert not (tmp_path / "x").exists()
+
+
+def test_whole_numbers_of_numpys_are_taken(tmp_path: Path) -> None:
+    make(cartpole).learn(220, callback=RunCheckpoints(tmp_path, np.int64(104), keep=np.int64(1)))  # type: ignore[arg-type]
+    assert CheckpointFolder(tmp_path).steps == [208]
 
 
 def test_plain_dqn_has_checkpoints_too(tmp_path: Path) -> None:

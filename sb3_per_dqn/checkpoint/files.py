@@ -25,6 +25,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from sb3_per_dqn.arguments import check_whole
 from sb3_per_dqn.checkpoint.state import KIND, Tree
 from sb3_per_dqn.replay.memory import available_memory
 from sb3_per_dqn.whole_files import read_file, sha256, sync_folder, write_file
@@ -55,8 +56,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
-        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-            raise ValueError(f"keep={keep!r} must be a whole number, 1 or more.")
+        check_whole("keep", keep, 1)
         self.folder = Path(folder)
         self.keep = keep
         self._rings: dict[str, dict[str, Any]] = {}  # as they were written last, by place in the tree
@@ -258,7 +258,7 @@ class CheckpointFolder:
             raise CheckpointError(f"{self.folder}: no checkpoint of step {step}; there are {steps}.")
         content = self._read_tree(step)
         file = self.path(step) / "arrays.safetensors"
-        raw = _read(file)
+        raw = self._read(file, step)
         if sha256(raw) != content["arrays"]:
             raise CheckpointError(f"{file} is damaged: its checksum is another. {self._way_out(step)}")
         try:
@@ -274,7 +274,7 @@ class CheckpointFolder:
 
     def _read_tree(self, step: int) -> dict[str, Any]:
         file = self.path(step) / "tree.json"
-        head_line, _, text = _read(file, MOST_JSON).partition(b"\n")
+        head_line, _, text = self._read(file, step, MOST_JSON).partition(b"\n")
         try:
             head = json.loads(head_line)
             if not isinstance(head, dict) or head.get("format") != FORMAT:
@@ -294,6 +294,12 @@ class CheckpointFolder:
         if not isinstance(content, dict) or content.get("step") != step:
             raise CheckpointError(f"{file} is of another step than its folder's name says.")
         return content
+
+    def _read(self, file: Path, step: int, at_most: int | None = None) -> bytes:
+        try:
+            return _read(file, at_most)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} {self._way_out(step)}") from None
 
     def _way_out(self, step: int) -> str:
         earlier = [other for other in self.steps if other < step]

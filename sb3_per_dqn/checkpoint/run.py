@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, con
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_per_dqn.arguments import check_whole
 from sb3_per_dqn.checkpoint.environments import (
     captured_environments,
     captured_layers,
@@ -88,8 +89,7 @@ class RunCheckpoints(BaseCallback):
         self, folder: str | Path, every: int = EVERY, keep: int = 2, logs: Sequence[Path] = (), verbose: int = 0
     ) -> None:
         super().__init__(verbose)
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ValueError(f"every={every!r} must be a whole number, 1 or more.")
+        check_whole("every", every, 1)
         self.every = every
         self.files = CheckpointFolder(folder, keep)
         self.logs = list(logs)
