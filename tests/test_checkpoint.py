@@ -231,7 +231,8 @@ def test_callbacks_and_logs_go_on(tmp_path: Path) -> None:
         other = make(cartpole, tensorboard_log=str(tmp_path / "tb"))
         counting, checkpoints = Counting(), RunCheckpoints(tmp_path / "a", EVERY, keep=99)
         left = checkpoints.resume(other, checkpoints.steps[1])
-        other.learn(left, callback=[counting, checkpoints], log_interval=3, reset_num_timesteps=False)
+        with pytest.warns(UserWarning, match="Counting.file begins anew: state is a TextIOWrapper"):
+            other.learn(left, callback=[counting, checkpoints], log_interval=3, reset_num_timesteps=False)
         assert counting.seen == STEPS // 2
         assert curve(tmp_path / "tb") == whole
 

@@ -364,16 +364,18 @@ def _callbacks_of(callback: BaseCallback) -> Iterator[BaseCallback]:
 
 def _captured_callbacks(outermost: BaseCallback) -> Tree:
     """
-    :return: counters, best scores and the like: what of their attributes can be captured
+    :return: counters, best scores and the like: what of their attributes can be captured, and why others cannot
     """
     trees = []
     for callback in _callbacks_of(outermost):
-        attributes = {}
+        attributes, lost = {}, {}
         for name in _attributes_of(callback):
-            with suppress(StateError):
-                value = getattr(callback, name)
+            value = getattr(callback, name)
+            try:
                 attributes[name] = captured_environments(value) if isinstance(value, VecEnv) else captured(value)
-        trees.append({"class": type(callback).__qualname__, "attributes": attributes})
+            except StateError as error:
+                lost[name] = str(error)
+        trees.append({"class": type(callback).__qualname__, "attributes": attributes, "lost": lost})
     return trees
 
 
@@ -394,6 +396,9 @@ def _restore_callbacks(outermost: BaseCallback, trees: Tree) -> None:
         warnings.warn("Other callbacks than before: they begin anew.", stacklevel=2)
         return
     for callback, tree in zip(callbacks, trees, strict=True):
+        if not type(callback).__module__.startswith("stable_baselines3."):  # a user can mend nothing there
+            for name, why in tree.get("lost", {}).items():
+                warnings.warn(f"{type(callback).__name__}.{name} begins anew: {why}.", stacklevel=2)
         for name, of_attribute in tree["attributes"].items():
             if name not in _attributes_of(callback):
                 continue
