@@ -1,5 +1,7 @@
 """Checkpoints: runs that go on exactly, files that are damaged or hostile, two runs in one folder, full disks."""
 
+import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -796,7 +798,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     """Also one after the other, unless it is resumed."""
     first = RunCheckpoints(tmp_path, EVERY)
     first._claim()
-    with pytest.raises(CheckpointError, match="another run that is still alive"):
+    with pytest.raises(CheckpointError, match=r"another run that is still alive .* let_go\(\) of its RunCheckpoints"):
         make(cartpole).learn(100, callback=RunCheckpoints(tmp_path, EVERY))
     first._lock.release()
     make(cartpole).learn(220, callback=RunCheckpoints(tmp_path, EVERY))
@@ -829,6 +831,40 @@ def test_bad_arguments(tmp_path: Path, name: str, value: Any) -> None:
 def test_whole_numbers_of_numpys_are_taken(tmp_path: Path) -> None:
     make(cartpole).learn(220, callback=RunCheckpoints(tmp_path, np.int64(104), keep=np.int64(1)))  # type: ignore[arg-type]
     assert CheckpointFolder(tmp_path).steps == [208]
+
+
+class Failing(BaseCallback):
+    """Ends training with an exception, as an environment may."""
+
+    goes_on = False
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.at:
+            raise RuntimeError("a cable was pulled")
+        return True
+
+
+def test_a_run_is_tried_again_in_one_process(tmp_path: Path) -> None:
+    """Also while the first try, which nothing refers to any more, was not collected yet."""
+
+    def run(fails_at: int) -> int:
+        model, checkpoints = make(cartpole), RunCheckpoints(tmp_path, EVERY)
+        resuming = bool(checkpoints.steps)
+        left = checkpoints.resume(model) if resuming else STEPS
+        model.learn(left, callback=[checkpoints, Failing(fails_at)], reset_num_timesteps=not resuming)
+        return model.num_timesteps
+
+    gc.disable()
+    try:
+        with contextlib.suppress(RuntimeError):
+            run(EVERY + 10)
+        assert run(0) == STEPS
+    finally:
+        gc.enable()
 
 
 def test_plain_dqn_has_checkpoints_too(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of a whole run, from which it goes on as if it had never stopped."""
 
+import gc
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -152,12 +153,20 @@ class RunCheckpoints(BaseCallback):
             return
         self.files.prepare()
         try:
-            self._lock.acquire(timeout=0)
+            self._acquire()
         except Timeout:
             raise CheckpointError(
                 f"{self.files.folder}: another run that is still alive writes its checkpoints there: end it, or choose "
-                "another folder."
+                "another folder. If it is an earlier try in this process (of a notebook), let_go() of its "
+                "RunCheckpoints gives the folder back."
             ) from None
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            gc.collect()  # of an earlier try that ended with an exception, whose callbacks and model hold each other
+            self._lock.acquire(timeout=0)
 
     def hold(self) -> None:
         """
