@@ -18,7 +18,7 @@ from sb3_per_dqn.checkpoint import RunCheckpoints
 class RunRecorder(BaseCallback):
     """
     Writes the run's ``progress.csv`` (all that the logger gets) and ``episodes.csv`` (every finished episode), anew at
-    each ``learn()``, or behind what is there.
+    each ``learn()``, or behind what is there, each file by itself.
 
     ``Monitor``'s own files count emulator frames, so they cannot place a game on the axis of environment steps.
 
@@ -40,12 +40,12 @@ class RunRecorder(BaseCallback):
 
     def _on_training_start(self) -> None:
         progress, episodes = self.files
-        goes_on = self.resumes and all(file.exists() for file in self.files)
+        goes_on = self.resumes and progress.exists()
         self.progress = _csv_behind(progress) if goes_on else CSVOutputFormat(str(progress))
         self.logger.output_formats.append(self.progress)
-        self.episodes = episodes.open("a" if goes_on else "w", buffering=1, newline="")
+        self.episodes = episodes.open("a" if self.resumes else "w", buffering=1, newline="")
         self.writer = csv.writer(self.episodes)
-        if not goes_on:
+        if not self.episodes.tell():
             self.writer.writerow(["timesteps", "r", "l"])
 
     def _on_step(self) -> bool:

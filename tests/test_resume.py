@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import rl_zoo3.train
+from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_per_dqn import PerDoubleDQN
@@ -296,8 +297,6 @@ def test_without_checkpoints_there_are_none(tmp_path: Path) -> None:
 
 def test_a_recorder_goes_on_behind_what_is_there(tmp_path: Path) -> None:
     """Also with a key that comes up later."""
-    from stable_baselines3.common.logger import configure
-
     model = PerDoubleDQN("MlpPolicy", "CartPole-v1")
     for resumes, values in ((False, {"a": 1.0, "b": 2.0}), (True, {"a": 3.0, "c": 4.0})):
         recorder = RunRecorder(str(tmp_path), resumes)
@@ -309,6 +308,21 @@ def test_a_recorder_goes_on_behind_what_is_there(tmp_path: Path) -> None:
         model.logger.dump(1)
         recorder.on_training_end()
     assert rows(tmp_path / "progress.csv", ["a", "b", "c"]) == [["1.0", "2.0", ""], ["3.0", "", "4.0"]]
+
+
+@pytest.mark.parametrize("missing", ["progress.csv", "episodes.csv"])
+def test_a_recorder_empties_no_file_because_another_is_gone(tmp_path: Path, missing: str) -> None:
+    texts = {"progress.csv": "a\n1.0\n", "episodes.csv": "timesteps,r,l\n9,9.0,9\n"}
+    (kept,) = texts.keys() - {missing}
+    (tmp_path / kept).write_text(texts[kept])
+    model = PerDoubleDQN("MlpPolicy", "CartPole-v1")
+    recorder = RunRecorder(str(tmp_path), resumes=True)
+    model.set_logger(configure(None, []))
+    recorder.init_callback(model)
+    recorder.on_training_start({}, {})
+    recorder.on_training_end()
+    assert (tmp_path / kept).read_text() == texts[kept]
+    assert (tmp_path / missing).read_text().strip() == ("timesteps,r,l" if missing == "episodes.csv" else "")
 
 
 def test_a_run_killed_before_its_first_interval_is_over_goes_on(tmp_path: Path) -> None:
