@@ -22,8 +22,8 @@ import numpy as np
 import psutil
 import pytest
 from gymnasium.wrappers import TimeLimit
-from stable_baselines3 import DQN, HerReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3 import DQN, PPO, SAC, HerReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
@@ -831,6 +831,38 @@ def test_bad_arguments(tmp_path: Path, name: str, value: Any) -> None:
 def test_whole_numbers_of_numpys_are_taken(tmp_path: Path) -> None:
     make(cartpole).learn(220, callback=RunCheckpoints(tmp_path, np.int64(104), keep=np.int64(1)))  # type: ignore[arg-type]
     assert CheckpointFolder(tmp_path).steps == [208]
+
+
+def test_logs_may_be_texts(tmp_path: Path) -> None:
+    log = tmp_path / "m.csv"
+    log.write_text("1\n" * 3)
+    make(cartpole).learn(EVERY + 2, callback=RunCheckpoints(tmp_path / "a", EVERY, logs=[str(log)]))
+    log.write_text("1\n" * 7)
+    RunCheckpoints(tmp_path / "a", logs=[str(log)]).resume(make(cartpole))
+    assert log.read_text() == "1\n" * 3
+    for one in (str(log), log):
+        with pytest.raises(ValueError, match=r"^logs=.*m.csv.* must be a list of files: logs=\['.*m.csv'\]\.$"):
+            RunCheckpoints(tmp_path / "b", logs=one)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("algorithm", "env_id"), [(SAC, "Pendulum-v1"), (PPO, "CartPole-v1")])
+def test_other_algorithms_are_refused(tmp_path: Path, algorithm: Any, env_id: str) -> None:
+    model, checkpoints = algorithm("MlpPolicy", env_id, device="cpu"), RunCheckpoints(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=f"for DQN and what is made like it, and not for {algorithm.__name__}"):
+        model.learn(10, callback=checkpoints)
+    with pytest.raises(CheckpointError, match="for DQN"):
+        checkpoints.resume(model)
+    assert model.num_timesteps == 0
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_inside_a_callback_that_tells_of_no_rollout_it_is_refused(tmp_path: Path, listed: bool) -> None:
+    model, checkpoints = make(cartpole), RunCheckpoints(tmp_path, EVERY)
+    inner = CallbackList([checkpoints]) if listed else checkpoints
+    with pytest.raises(CheckpointError, match=r"in EveryNTimesteps, .* would write nothing: give it to learn\(\)"):
+        model.learn(STEPS, callback=EveryNTimesteps(100, inner))
+    assert model.num_timesteps == 0
 
 
 class Failing(BaseCallback):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import metadata
+from os import PathLike
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +15,7 @@ import numpy as np
 import torch as th
 from filelock import FileLock, Timeout
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -87,13 +88,20 @@ class RunCheckpoints(BaseCallback):
     goes_on = False  # as it was, in a run that is resumed
 
     def __init__(
-        self, folder: str | Path, every: int = EVERY, keep: int = 2, logs: Sequence[Path] = (), verbose: int = 0
+        self,
+        folder: str | Path,
+        every: int = EVERY,
+        keep: int = 2,
+        logs: Sequence[str | Path] = (),
+        verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
         check_whole("every", every, 1)
+        if isinstance(logs, (str, PathLike)):
+            raise ValueError(f"logs={logs!r} must be a list of files: logs=[{str(logs)!r}].")
         self.every = every
         self.files = CheckpointFolder(folder, keep)
-        self.logs = list(logs)
+        self.logs = [Path(log) for log in logs]
         self.requested = False
         self._last_step: int | None = None
         self._run: BaseAlgorithm | None = None  # whose checkpoints these are
@@ -120,6 +128,7 @@ class RunCheckpoints(BaseCallback):
         :raises CheckpointError: if there is none, it is damaged, does not fit the model, or another run uses it. The
             model may be spoilt then
         """
+        _check_algorithm(model)
         self._claim()
         step, tree = self.files.read(step)
         where = self.files.path(step)
@@ -182,6 +191,8 @@ class RunCheckpoints(BaseCallback):
         self._lock.release(force=True)
 
     def _init_callback(self) -> None:
+        _check_algorithm(self.model)
+        self._check_place()
         self._claim()
         goes_on = self._run is self.model and self.model.num_timesteps >= (self._last_step or 0)
         if self.steps and not goes_on:
@@ -200,7 +211,15 @@ class RunCheckpoints(BaseCallback):
         if not goes_on:
             self._last_step = self.model.num_timesteps
 
+    def _check_place(self) -> None:
+        if isinstance(self.parent, EventCallback):
+            raise CheckpointError(
+                f"RunCheckpoints in {type(self.parent).__name__}, which tells it of no rollout, would write nothing: "
+                "give it to learn() itself, with every=..."
+            )
+
     def _on_training_start(self) -> None:
+        self._check_place()  # once more: a list tells its callbacks only now what it is in
         if self._waiting is not None:
             (of_logger, of_callbacks), self._waiting = self._waiting, None
             for name, values in of_logger.items():
@@ -419,6 +438,18 @@ def _restore_callbacks(outermost: BaseCallback, trees: Tree) -> None:
                     setattr(callback, name, restored(value, of_attribute))
             except StateError as error:
                 warnings.warn(f"{type(callback).__name__}.{name} begins anew: {error}.", stacklevel=2)
+
+
+def _check_algorithm(model: Any) -> None:
+    """
+    :param model: of any algorithm
+    :raises CheckpointError: if it keeps what a run consists of elsewhere than DQN does
+    """
+    if not (isinstance(model, OffPolicyAlgorithm) and hasattr(model.policy, "optimizer")):
+        raise CheckpointError(
+            f"RunCheckpoints is for DQN and what is made like it, and not for {type(model).__name__}: leave it out "
+            "(SB3's CheckpointCallback saves any model)."
+        )
 
 
 def _fit(model: Any) -> dict[str, str]:
