@@ -67,14 +67,15 @@ class WorkerVecEnv(SubprocVecEnv):
         self._reports = tempfile.TemporaryDirectory(prefix="sb3-per-dqn-")
         made: list[Callable[[], gym.Env[Any, Any]]]
         made = [partial(_make_for_worker, env_fn, self._report(i)) for i, env_fn in enumerate(env_fns)]
-        try:
-            super().__init__(made, start_method)
-        except (EOFError, OSError) as error:
-            message = self._what_happened()
-            self.close()
-            raise WorkerError(message) from error
-        # Python ends what children are left with SIGTERM, which these ignore, and would wait for them for ever
-        Finalize(self, _kill, args=(self.processes,), exitpriority=10)
+        with _none_left_behind(self):
+            try:
+                super().__init__(made, start_method)
+            except (EOFError, OSError) as error:
+                message = self._what_happened()
+                self.close()
+                raise WorkerError(message) from error
+            # Python ends what children are left with SIGTERM, which these ignore, and would wait for them for ever
+            Finalize(self, _kill, args=(self.processes,), exitpriority=10)
 
     def _report(self, worker: int) -> Path:
         return Path(self._reports.name) / f"{worker}.txt"
@@ -143,11 +144,11 @@ class WorkerVecEnv(SubprocVecEnv):
         seed = replacement_seed(self._first_seeds[worker], self.restarted)
         replacement = partial(_make_replacement, self._env_fns[worker], self._report(worker), seed)
         try:
-            alone = SubprocVecEnv([replacement], self._start_method)
+            alone = _OneWorkerVecEnv(replacement, self._start_method)
         except (EOFError, OSError) as error:
             raise WorkerError(f"Worker {worker} could not be replaced.\n{self._own_traceback(worker)}") from error
-        self.remotes = (*self.remotes[:worker], alone.remotes[0], *self.remotes[worker + 1 :])
         self.processes[worker] = alone.processes[0]
+        self.remotes = (*self.remotes[:worker], alone.remotes[0], *self.remotes[worker + 1 :])
 
     def reset(self) -> VecEnvObs:
         """
@@ -306,6 +307,29 @@ class ReplacementEnv(gym.Wrapper[Any, Any, Any, Any]):
         """
         first, self._first = self._first, None
         return super().reset(**kwargs) if first is None else first
+
+
+class _OneWorkerVecEnv(SubprocVecEnv):
+    """Whose worker joins others; it ends if it cannot be made, or not to the end."""
+
+    def __init__(self, env_fn: Callable[[], gym.Env[Any, Any]], start_method: str | None) -> None:
+        with _none_left_behind(self):
+            super().__init__([env_fn], start_method)
+
+
+@contextmanager
+def _none_left_behind(vec_env: SubprocVecEnv) -> Iterator[None]:
+    """
+    End what workers there are if they are not all made: after Ctrl-C, say, or when a function cannot be pickled.
+
+    :param vec_env: that is being made
+    """
+    vec_env.processes = []
+    try:
+        yield
+    except BaseException:
+        _kill(vec_env.processes)
+        raise
 
 
 def _kill(processes: list[Any]) -> None:

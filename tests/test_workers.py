@@ -295,6 +295,97 @@ def test_a_script_that_closes_nothing_ends(tmp_path: Path) -> None:
     assert not any(psutil.pid_exists(int(pid)) for pid in done.stdout.split())
 
 
+def sleeping(report: Path) -> gym.Env[Any, int]:
+    """Tells its process and, as one that ignores signals, never ends by itself."""
+    written = report.with_suffix(".part")
+    written.write_text(str(os.getpid()))
+    written.replace(report)
+    time.sleep(1000)
+    return Faulty()
+
+
+def awake_at_first(once: Path, report: Path) -> gym.Env[Any, int]:
+    if once.exists():
+        return sleeping(report)
+    once.touch()
+    return Faulty()
+
+
+class NotPickled:
+    """An environment function that is refused once the worker before it sleeps."""
+
+    def __init__(self, report: Path) -> None:
+        self.report = report
+
+    def __call__(self) -> gym.Env[Any, int]:
+        return Faulty()
+
+    def __reduce__(self) -> Any:
+        wait_for(self.report)
+        raise TypeError("a licence cannot be pickled")
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} does not come"
+        time.sleep(0.05)
+
+
+def interrupted_while_made(folder: Path) -> None:
+    WorkerVecEnv([partial(sleeping, folder / "pid"), Faulty])
+
+
+def refused_while_made(folder: Path) -> None:
+    WorkerVecEnv([partial(sleeping, folder / "pid"), NotPickled(folder / "pid")])
+
+
+def interrupted_while_replaced(folder: Path) -> None:
+    env = WorkerVecEnv([Faulty, partial(awake_at_first, folder / "once", folder / "pid")], restarts=1)
+    env.reset()
+    env.processes[1].kill()
+    env.step(np.zeros(2, int))
+
+
+HALF_MADE = """
+import sys
+from pathlib import Path
+from tests import test_workers
+
+if __name__ == "__main__":
+    getattr(test_workers, sys.argv[1])(Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        (interrupted_while_made, "KeyboardInterrupt"),
+        (refused_while_made, "a licence cannot be pickled"),
+        (interrupted_while_replaced, "KeyboardInterrupt"),
+    ],
+)
+def test_a_script_ends_whose_workers_were_not_all_made(how: Callable[[Path], None], error: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(HALF_MADE)
+    script = [sys.executable, str(tmp_path / "script.py"), how.__name__, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    parent = subprocess.Popen(script, stderr=subprocess.PIPE, text=True, env=environment)
+    worker: int | None = None
+    try:
+        wait_for(tmp_path / "pid")
+        worker = int((tmp_path / "pid").read_text())
+        if error == "KeyboardInterrupt":
+            parent.send_signal(signal.SIGINT)
+        _, said = parent.communicate(timeout=60)
+        assert error in said
+        assert parent.returncode != 0
+        assert not psutil.pid_exists(worker)
+    finally:
+        parent.kill()
+        if worker is not None and psutil.pid_exists(worker):
+            os.kill(worker, signal.SIGKILL)
+
+
 def stop(env: WorkerVecEnv, worker: int, signum: int) -> None:
     os.kill(env.processes[worker].pid, signum)
     if signum == signal.SIGKILL:
