@@ -2,7 +2,8 @@
 
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,11 +37,7 @@ class PersistentDQN(DQN):
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway
         """
-        if isinstance(path, BufferedIOBase) or Path(path).is_dir():
-            super().save(path, exclude, include)
-            return
-        path = Path(path) if Path(path).suffix else Path(f"{path}.zip")  # as SB3 names it
-        with replacing(path) as beside:
+        with _replacing(path, "zip") as beside:
             super().save(beside, exclude, include)
 
     @classmethod
@@ -110,6 +107,24 @@ class PersistentDQN(DQN):
         if type(buffer) is not type(before) or other:
             kept = ", ".join([type(buffer).__name__, *other])
             warnings.warn(f"The loaded replay buffer differs from the model's: it stays {kept}.", stacklevel=2)
+
+
+@contextmanager
+def _replacing(path: str | Path | BufferedIOBase, suffix: str) -> Iterator[Path | BufferedIOBase]:
+    """
+    :param path: path to a file, or a file-like, to which SB3 writes
+    :param suffix: of the file, if it has none
+    :yield: where SB3 shall write it
+    """
+    if isinstance(path, BufferedIOBase):
+        yield path
+        return
+    path = Path(path) if Path(path).suffix else Path(f"{path}.{suffix}")  # as SB3 names it
+    if path.is_dir():  # where SB3 takes another name, with a warning
+        yield path
+        return
+    with replacing(path) as beside:
+        yield beside
 
 
 def _check_whole(path: str | Path | BufferedIOBase) -> None:

@@ -90,6 +90,27 @@ def test_what_was_there_stays_when_writing_fails(
     assert sorted(os.listdir(tmp_path)) == there
 
 
+def test_a_folder_with_the_name_of_a_model_stands_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``model`` is a folder, and what is written is ``model.zip``."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model.zip").write_text("before")
+    seen: list[str] = []
+    at_the_end_of_writing(monkeypatch, lambda: seen.append((tmp_path / "model.zip").read_text("latin-1")))
+    make().save(tmp_path / "model")
+    assert seen == ["before"]
+    assert PerDoubleDQN.load(tmp_path / "model.zip", device="cpu").num_timesteps == 0
+    assert sorted(os.listdir(tmp_path)) == ["model", "model.zip"]
+
+
+def test_a_folder_in_the_place_of_a_model_stays(tmp_path: Path) -> None:
+    (tmp_path / "model.zip").mkdir()
+    with pytest.warns(UserWarning, match="is a folder"):
+        make().save(tmp_path / "model")
+    assert sorted(os.listdir(tmp_path)) == ["model.zip", "model.zip_2"]
+
+
 def at_the_end_of_writing(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
     """Once, when SB3 has written a model, and before it has its name."""
     save, todo = DQN.save, [meanwhile]
