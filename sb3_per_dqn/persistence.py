@@ -72,6 +72,15 @@ class PersistentDQN(DQN):
             _check_whole(load_path_or_dict)
         super().set_parameters(load_path_or_dict, exact_match, device)
 
+    def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
+        """
+        Save the replay buffer as a pickle file: wholly, and on the disk when this returns, or what was there stays.
+
+        :param path: path to the file where the replay buffer should be saved
+        """
+        with _replacing(path, "pkl") as beside:
+            super().save_replay_buffer(beside)
+
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         """
         Load a replay buffer from a pickle file (which may run code: load only what you trust).

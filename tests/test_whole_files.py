@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all: models, settings of runs, scores."""
+"""Files that are there as a whole or not at all: models, replay buffers, settings of runs, scores."""
 
 import argparse
 import json
@@ -26,6 +26,10 @@ def save_model(folder: Path) -> None:
     make().save(folder / "model.zip")
 
 
+def save_replay_buffer(folder: Path) -> None:
+    make().save_replay_buffer(folder / "buffer")
+
+
 def save_score(folder: Path) -> None:
     SCORE.write(folder)
 
@@ -41,7 +45,13 @@ def save_settings(folder: Path) -> None:
     )  # fmt: skip
 
 
-WRITERS = {"model.zip": save_model, "score.json": save_score, "run.json": save_settings, "conf.yml": save_settings}
+WRITERS = {
+    "model.zip": save_model,
+    "buffer.pkl": save_replay_buffer,
+    "score.json": save_score,
+    "run.json": save_settings,
+    "conf.yml": save_settings,
+}
 
 
 @pytest.fixture(params=WRITERS)
