@@ -108,7 +108,7 @@ class PersistentDQN(DQN):
             buffer.end_segments()  # what the environments do next does not follow what is stored
         if before is None:
             return
-        names = ["buffer_size", "handle_timeout_termination", "alpha", "eps", "n_steps"]
+        names = ["buffer_size", "handle_timeout_termination", "alpha", "eps", "normalize_weights", "n_steps"]
         if getattr(buffer, "n_steps", 1) > 1:  # or it is the model's that counts
             names.append("gamma")
         theirs = {name: getattr(buffer, name, None) for name in names if hasattr(before, name)}
