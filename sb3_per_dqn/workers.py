@@ -233,6 +233,8 @@ class WorkerVecEnv(SubprocVecEnv):
             if process.is_alive():
                 process.kill()
                 process.join()
+        for remote in self.remotes:  # or they stay open until this object is collected, many in a long study
+            remote.close()
         self.closed = True
         self._reports.cleanup()
 

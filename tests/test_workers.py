@@ -164,6 +164,12 @@ def test_atari_goes_on_with_frames_kept_once(tmp_path: Path, recwarn: pytest.War
     assert th.equal(drawn.observations[:, 1:], drawn.next_observations[:, :-1])
 
 
+def test_closing_leaves_no_pipe_open() -> None:
+    env = workers(None)
+    env.close()
+    assert [remote.closed for remote in env.remotes] == [True, True]
+
+
 def test_one_restart_too_few(tmp_path: Path) -> None:
     env = workers(raise_error, restarts=1)  # its replacement raises the same
     model = PerDoubleDQN("MlpPolicy", env, learning_starts=4, batch_size=4, device="cpu")
