@@ -460,7 +460,7 @@ class PerDoubleDQN(PersistentDQN):
         explores = np.random.rand(len(first)) < self.exploration_rate
         actions = np.array([self.action_space.sample() for _ in explores])
         if not explores.all():
-            greedy, state = self.policy.predict(observation, state, episode_start, deterministic=True)
+            greedy, state = self.policy.predict(observation, state, episode_start, deterministic)
             actions = np.where(explores, actions, greedy)
         return actions, state
 

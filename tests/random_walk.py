@@ -53,7 +53,7 @@ def walks(n_envs: int = 1, env: Callable[[], gym.Env[Any, Any]] = RandomWalk, ma
     return make_vec_env(lambda: TimeLimit(env(), max_steps), n_envs, seed=3)
 
 
-def make(env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> PerDoubleDQN:
+def make(env: Any = None, policy: Any = "MlpPolicy", **kwargs: Any) -> PerDoubleDQN:
     """A small model of a kind that is soon trained."""
     policy_kwargs = {"net_arch": [8], **kwargs.pop("policy_kwargs", {})}
     arguments: dict[str, Any] = {

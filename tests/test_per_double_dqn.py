@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_per_dqn import PerDoubleDQN, PiecewiseSchedule, PrioritizedReplayBuffer
+from sb3_per_dqn.policies import MlpPolicy
 from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBufferSamples
 from tests.random_walk import GAMMA, N_ACTIONS, DictWalk, DiscreteWalk, EachStep, RandomWalk, buffer_of, make, walks
 
@@ -232,6 +233,22 @@ def test_epsilon_zero_and_one() -> None:
     deterministic, _ = explorer(1.0).predict(obs, deterministic=True)
     assert (deterministic == 0).all()
     assert greedy.dtype == deterministic.dtype == explorer(0.5).predict(obs)[0].dtype
+
+
+class Flagged(MlpPolicy):
+    """Action 1 where it may be random, else 0."""
+
+    def _predict(self, obs: Any, deterministic: bool = True) -> th.Tensor:
+        return th.full((len(obs),), 0 if deterministic else 1)
+
+
+@pytest.mark.parametrize("per_env_exploration", [True, False])
+def test_a_policy_that_is_random_by_itself_stays_so(per_env_exploration: bool) -> None:
+    model = make(policy=Flagged, per_env_exploration=per_env_exploration)
+    model.exploration_rate = 0.0
+    obs = np.zeros((3, 2), dtype=np.float32)
+    assert model.predict(obs)[0].tolist() == [1, 1, 1]
+    assert model.predict(obs, deterministic=True)[0].tolist() == [0, 0, 0]
 
 
 def test_exploration_of_a_single_observation() -> None:
