@@ -236,13 +236,13 @@ class PerDoubleDQN(PersistentDQN):
         try:
             rollout = super().collect_rollouts(env, callback, train_freq, replay_buffer, *args, **kwargs)
         except BaseException:
-            self._break_off()
+            self._forget_last_obs()
             raise
         if not rollout.continue_training:
-            self._break_off()
+            self._forget_last_obs()
         return rollout
 
-    def _break_off(self) -> None:
+    def _forget_last_obs(self) -> None:
         # The step at which a callback or an exception stops a rollout is not stored. Without a reset, the next learn()
         # would join what was observed before that step with what comes after it, a transition that never happened
         if isinstance(self.replay_buffer, PrioritizedReplayBuffer):
