@@ -266,7 +266,7 @@ class PerDoubleDQN(PersistentDQN):
 
         :param gradient_steps: number of gradient steps
         :param batch_size: transitions for each of them
-        :raises ValueError: if a TD error is not finite, naming the step
+        :raises ValueError: with prioritized replay, if a TD error is not finite, naming step and update
         """
         if self._deferring:
             self._owed_gradient_steps += gradient_steps
@@ -292,16 +292,17 @@ class PerDoubleDQN(PersistentDQN):
         gradient_step = self._gradient_step_of(batch_size)
 
         statistics = []
-        for update in range(self._n_updates + 1, self._n_updates + gradient_steps + 1):
+        for _ in range(gradient_steps):
             statistics.append(gradient_step(beta))
-            self._speedups.flush_denormals(self.policy.optimizer, update)
+            self._n_updates += 1
+            self._speedups.flush_denormals(self.policy.optimizer, self._n_updates)
 
-        self._n_updates += gradient_steps
         # Read from the device once a call
         losses, td_errors, q_values, target_q_values = (th.stack(values) for values in zip(*statistics, strict=True))
         means = th.stack([losses.mean(), td_errors.abs().mean(), q_values.mean(), target_q_values.mean()]).tolist()
         if isinstance(buffer, DeviceReplayBuffer) and not math.isfinite(means[1]):
-            raise ValueError(self._diverged(f"a TD error is {means[1]}."))
+            first = self._n_updates - gradient_steps + 1
+            raise ValueError(self._diverged(f"updates {first} to {self._n_updates}", f"a TD error is {means[1]}."))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, mean in zip(("loss", "td_error", "q_value", "target_q_value"), means, strict=True):
             self.logger.record(f"train/{name}", mean)
@@ -410,11 +411,11 @@ class PerDoubleDQN(PersistentDQN):
         try:
             self.replay_buffer.update_priorities(indices, td_errors)
         except ValueError as error:
-            raise ValueError(self._diverged(str(error))) from error
+            raise ValueError(self._diverged(f"update {self._n_updates + 1}", str(error))) from error
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, updates: str, what: str) -> str:
         return (
-            f"Training diverged at step {self.num_timesteps}, update {self._n_updates}: {what} "
+            f"Training diverged at step {self.num_timesteps}, {updates}: {what} "
             "Check the rewards; a smaller learning_rate or max_grad_norm may help."
         )
 

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_per_dqn import PerDoubleDQN
+from sb3_per_dqn import PerDoubleDQN, PrioritizedReplayBuffer
 from tests.random_walk import RandomWalk, SpoilWeights, buffer_of, make, walks
 
 
@@ -71,6 +71,25 @@ def test_a_td_error_that_is_no_number_names_the_step() -> None:
     buffer = buffer_of(model)
     assert np.isfinite(buffer.max_priority)
     assert th.isfinite(buffer.sample(50).weights).all()
+
+
+class SpoiledLater(PrioritizedReplayBuffer):
+    """The seventh batch's rewards are beyond what a float32 can hold."""
+
+    batches = 0
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        self.batches += 1
+        batch = super().sample(*args, **kwargs)
+        return batch._replace(rewards=batch.rewards + math.inf) if self.batches == 7 else batch
+
+
+def test_the_update_that_diverged_is_named() -> None:
+    """The second of the second call: those before it were made, and count."""
+    model = make(walks(), replay_buffer_class=SpoiledLater, learning_starts=28, train_freq=1, gradient_steps=5)
+    with pytest.raises(ValueError, match=r"diverged at step \d+, update 7: .*not finite"):
+        model.learn(60)
+    assert model._n_updates == 6
 
 
 def test_a_nan_reward_names_the_step() -> None:
