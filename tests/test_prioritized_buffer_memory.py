@@ -124,7 +124,7 @@ def test_memory_that_will_not_fit_is_refused_before_anything_is_stored(monkeypat
     with pytest.raises(ValueError, match=message):
         buffer.add(*STEP)
     with pytest.raises(ValueError, match=message):
-        buffer.expect(2000)
+        pair_buffer(2000, 2, single_frames=False).expect(2000)  # the other has forgotten that these are no stacks
     assert buffer.size() == 0
     assert not hasattr(buffer, "rewards")
     buffer.expect(10_000 // NBYTES)
@@ -201,11 +201,14 @@ def test_memory_is_asked_for_again_when_whole_arrays_become_necessary(monkeypatc
     buffer.expect(100)
     for _ in range(10):  # as stacks of one number each
         buffer.add(ZEROS, ZEROS, *STEP[2:])
+    stacks = buffer.layouts
     needs = 100 * 16 + (100 - 20) * (NBYTES - 16)
     memory(monkeypatch, needs - 1)
     with pytest.raises(ValueError, match=f"needs {needs / 1e9:.3g} GB"):
         buffer.add(*STEP)
     assert buffer.size() == 10
+    assert buffer.layouts == stacks
+    buffer.expect(80)  # as stacks, which fit
     memory(monkeypatch, needs)
     buffer.add(*STEP)
     assert buffer.size() == 11
@@ -251,3 +254,19 @@ def test_a_refused_step_leaves_no_trace(position: int, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r".+"):
         buffer.add(*step)
     assert pickle.dumps(buffer) == before
+
+
+def test_an_entry_that_is_refused_leaves_no_trace_in_another() -> None:
+    """What contradicts the stacks of the one comes with a step that the other refuses."""
+    space = spaces.Dict({"frames": spaces.Box(0, 255, (4, 6, 6), np.uint8), "vector": spaces.Box(0, 1, (2,))})
+    buffer = PrioritizedReplayBuffer(10, space, spaces.Discrete(2), device="cpu")
+    rest = np.zeros(1), np.zeros(1), np.zeros(1), [{}]
+    still = {"frames": np.full((1, 4, 6, 6), 7, np.uint8), "vector": np.zeros((1, 2), np.float32)}
+    buffer.add(still, still, *rest)
+    before = pickle.dumps(buffer)
+    no_stack = np.arange(144, dtype=np.uint8).reshape(1, 4, 6, 6)
+    with pytest.raises(ValueError, match="has the shape"):
+        buffer.add(still, {"frames": no_stack, "vector": np.zeros((1, 3))}, *rest)
+    assert pickle.dumps(buffer) == before
+    buffer.add(still, still, *rest)
+    assert buffer.layouts["frames"][0] == [0, 4]

@@ -23,7 +23,7 @@ class ObservationStore(Protocol):
     The observations before and after each of the last steps of all environments.
 
     Steps are numbered from 0 on, for ever, and added in this order. Adding has two parts, so that a refused step leaves
-    no trace in any of several stores: ``prepare`` may raise, ``add`` writes.
+    no trace in any of several stores: ``prepare`` may raise, ``add`` writes; what is not added is withdrawn.
     """
 
     @property
@@ -49,6 +49,9 @@ class ObservationStore(Protocol):
         :return: whether ``obs`` is bit by bit the observation after the last step that was added, shape (n_envs,)
         :raises ValueError: if the observations do not fit what was demanded, or the space
         """
+
+    def withdraw(self) -> None:
+        """Forget a step that was prepared, or refused, and will not be added."""
 
     def add(self, step: int, obs: Any, next_obs: Any, follows: Array, uses_next: Array) -> None:
         """
@@ -156,6 +159,9 @@ class AdaptiveStore:
     :param name: what to call the observations in messages
     """
 
+    # those of _layouts that a step agrees with, prepared and not yet added; here for what was pickled without it
+    _layouts_left: list[FrameLayout] | None = None
+
     def __init__(
         self,
         rows: int,
@@ -181,7 +187,8 @@ class AdaptiveStore:
 
     @property
     def _layout(self) -> FrameLayout | None:
-        return self._layouts[0] if self._layouts else None
+        layouts = self._layouts if self._layouts_left is None else self._layouts_left
+        return layouts[0] if layouts else None
 
     @property
     def layouts(self) -> list[list[int]]:
@@ -225,17 +232,18 @@ class AdaptiveStore:
                 f"{np.flatnonzero(jumps)[0]} is no sliding stack of frames (the next one must repeat all of its frames "
                 "but the oldest): pass single_frames=None to keep whole arrays in such a case."
             )
-        if self._layouts and not layouts:
-            self._warn_of_whole_arrays(step)
-        self._layouts = layouts
+        self._layouts_left = layouts
         if self._last_next_obs is None:
             return np.zeros(len(obs), dtype=bool)
         follows: Array = ~any_of_each(bits(obs) != bits(self._last_next_obs))
         return follows
 
+    def withdraw(self) -> None:
+        self._layouts_left = None
+
     def _warn_of_whole_arrays(self, step: int) -> None:
-        more = self._nbytes_in(None) - self.full_nbytes
-        if self._store is not None and more >= WORTH_A_WARNING:
+        more = 0.0 if self._store is None else self._nbytes_in(None) - self._store.full_nbytes
+        if more >= WORTH_A_WARNING:
             warnings.warn(
                 f"At step {step} an {self._name} is no sliding stack of frames any more: from now on they are kept "
                 f"whole, which takes {more / 1e9:.3g} GB more.",
@@ -247,8 +255,12 @@ class AdaptiveStore:
             )
 
     def add(self, step: int, obs: Any, next_obs: Any, follows: Array, uses_next: Array) -> None:
+        if self._layouts and self._layout is None:
+            self._warn_of_whole_arrays(step)
         if self._store is None or self.moves:
             self._store = self._moved()
+        if self._layouts_left is not None:
+            self._layouts, self._layouts_left = self._layouts_left, None
         obs, next_obs = self._arrays(obs, next_obs)
         self._store.add(step, obs, next_obs, follows, uses_next)
         self._last_next_obs = np.copy(next_obs, order="K")  # in memory as given, and so soon compared
@@ -347,6 +359,10 @@ class DictStore:
         follows = [store.prepare(step, obs[key], next_obs[key], uses_next) for key, store in self._stores.items()]
         result: Array = np.logical_and.reduce(follows)
         return result
+
+    def withdraw(self) -> None:
+        for store in self._stores.values():
+            store.withdraw()
 
     def add(
         self, step: int, obs: Mapping[str, Array], next_obs: Mapping[str, Array], follows: Array, uses_next: Array

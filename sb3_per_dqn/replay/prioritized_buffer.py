@@ -272,9 +272,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         errors = np.array([info.get(TD_ERROR, math.nan) for info in infos], dtype=np.float64)
         done, timeouts = done | lost, timeouts & ~lost
         uses_next = ~done | timeouts
-        follows = self._store.prepare(self._steps, obs, next_obs, uses_next) & self._open & ~lost
-        if self._steps == 0 or self._store.full_nbytes > 1.25 * self._checked_nbytes:
-            self._check_size()
+        try:
+            follows = self._store.prepare(self._steps, obs, next_obs, uses_next) & self._open & ~lost
+            if self._steps == 0 or self._store.full_nbytes > 1.25 * self._checked_nbytes:
+                self._check_size()
+        except BaseException:
+            self._store.withdraw()
+            raise
         if self._steps == 0:
             self._allocate()
 
