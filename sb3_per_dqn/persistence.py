@@ -2,6 +2,7 @@
 
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
@@ -53,7 +54,7 @@ class PersistentDQN(DQN):
         :return: new model instance with loaded parameters
         :raises ValueError: if the file is damaged, or of an algorithm that is no ``DQN``
         """
-        _check_whole(path)
+        _check_model_file(path)
         return super().load(path, *args, **kwargs)
 
     def set_parameters(
@@ -69,7 +70,7 @@ class PersistentDQN(DQN):
         :raises ValueError: if the file is damaged, or the parameters are not the model's
         """
         if not isinstance(load_path_or_dict, dict):
-            _check_whole(load_path_or_dict)
+            _check_model_file(load_path_or_dict)
         super().set_parameters(load_path_or_dict, exact_match, device)
 
     def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
@@ -136,17 +137,19 @@ def _replacing(path: str | Path | BufferedIOBase, suffix: str) -> Iterator[Path 
         yield beside
 
 
-def _check_whole(path: str | Path | BufferedIOBase) -> None:
+def _check_model_file(path: str | Path | BufferedIOBase) -> None:
     """All checksums: newer versions of ``zipfile`` compare none of what is read by leaps, as PyTorch reads."""
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
+            names, damaged = archive.namelist(), archive.testzip()
     except (
         zipfile.BadZipFile,
+        zlib.error,
         EOFError,
         OSError,
         RuntimeError,
+        UnicodeDecodeError,
     ) as error:  # of a directory with methods unheard of, say
         raise ValueError(f"path={path}: {error or type(error).__name__}: the file is damaged, or no model.") from error
     finally:
@@ -154,6 +157,8 @@ def _check_whole(path: str | Path | BufferedIOBase) -> None:
             file.close()
     if damaged is not None:
         raise ValueError(f"path={path}: {damaged} has another checksum: the file is damaged.")
+    if not {"data", "policy.pth"} <= set(names):  # which each of SB3's has, whatever it was saved without
+        raise ValueError(f"path={path}: the file is no model of SB3's: it holds {', '.join(names) or 'nothing'}.")
 
 
 def _is_alike(space: spaces.Space[Any], other: spaces.Space[Any]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.util import Finalize
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
+from sb3_per_dqn.arguments import check_whole
 from sb3_per_dqn.checkpoint.environments import StatefulEnv
 from sb3_per_dqn.replay.prioritized_buffer import LOST_STEP
 
@@ -382,17 +383,6 @@ def check_replacement(timeout: float, restarts: int) -> None:
     if not is_number(timeout) or timeout <= 0:
         raise ValueError(f"timeout={timeout!r} must be a number of seconds, above 0.")
     check_whole("restarts", restarts, 0)
-
-
-def check_whole(name: str, value: Any, smallest: int) -> None:
-    """
-    :param name: of an argument
-    :param value: its value
-    :param smallest: that it may have
-    :raises ValueError: if it is smaller, or no whole number
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < smallest:
-        raise ValueError(f"{name}={value!r} must be a whole number, {smallest} or more.")
 
 
 def is_number(value: Any) -> bool:

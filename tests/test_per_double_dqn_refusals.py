@@ -8,6 +8,7 @@ import copy
 import math
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,34 @@ def test_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             model.set_parameters(tmp_path / "model", device="cpu")  # as SB3 names it
     for name, tensor in weights["policy"].items():
         assert th.equal(model.get_parameters()["policy"][name], tensor), name
+
+
+def spoil_compressed(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", "x" * 1000)
+    whole = path.read_bytes()
+    begin = whole.index(b"data") + len(b"data")
+    path.write_bytes(whole[:begin] + bytes([0b111]) + whole[begin + 1 :])  # a kind of block that there is not
+
+
+def spoil_name(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("dät", "x")  # which sets the flag of UTF-8
+    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xff\xff"))
+
+
+def make_no_model(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", "{}")
+
+
+@pytest.mark.parametrize("spoil", [spoil_compressed, spoil_name, make_no_model])
+def test_a_file_that_is_no_model_is_refused_by_name(spoil: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    spoil(path)
+    for read in (PerDoubleDQN.load, make().set_parameters):
+        with pytest.raises(ValueError, match=rf"path=.*{path.name}: .*(file is damaged|is no model)"):
+            read(path, device="cpu")
 
 
 def test_a_damaged_directory_is_refused(tmp_path: Path) -> None:

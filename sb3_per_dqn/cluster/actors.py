@@ -17,13 +17,13 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs
 
+from sb3_per_dqn.arguments import check_whole
 from sb3_per_dqn.workers import (
     END_SECONDS,
     ReplacementEnv,
     ReportingEnv,
     WorkerError,
     check_replacement,
-    check_whole,
     is_number,
     monitors_go_on,
     replacement_seed,

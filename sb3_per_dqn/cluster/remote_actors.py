@@ -14,12 +14,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_per_dqn.acting import ActingVecEnv
+from sb3_per_dqn.arguments import check_whole
 from sb3_per_dqn.cluster.acting_actor import ActingActor, Settings, epsilons
 from sb3_per_dqn.cluster.actors import ActorVecEnv, EnvFn, joined
 from sb3_per_dqn.cluster.fragment import Fragment, Version
 from sb3_per_dqn.cluster.playback import Playback, Request
 from sb3_per_dqn.cluster.statistics import ActingStatistics
-from sb3_per_dqn.workers import WorkerError, check_whole, is_number
+from sb3_per_dqn.workers import WorkerError, is_number
 
 WAIT_SECONDS = 1.0  # between two looks at who has sent nothing
 PATIENCE_SECONDS = 10.0  # and two fragments' time: then others are asked for more, so that a slow one keeps its turn
