@@ -32,11 +32,9 @@ from sb3_per_dqn.cuda_graph import RecordedStep, key_of
 from sb3_per_dqn.overlap import OverlappedVecEnv
 from sb3_per_dqn.persistence import PersistentDQN
 from sb3_per_dqn.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_per_dqn.replay.arguments import check_priority_arguments
 from sb3_per_dqn.replay.device_buffer import DeviceReplayBuffer
-from sb3_per_dqn.replay.prioritized_buffer import (
-    PrioritizedReplayBuffer,
-    check_priority_arguments,
-)
+from sb3_per_dqn.replay.prioritized_buffer import PrioritizedReplayBuffer
 from sb3_per_dqn.schedules import ScheduleLike, as_schedule
 from sb3_per_dqn.speedups import Speed, Speedups, clip_gradients
 
