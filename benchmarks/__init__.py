@@ -1,1 +1,1 @@
-"""The scripts behind every number in the README."""
+"""The scripts behind every number in the README, and what was tried (README.md)."""

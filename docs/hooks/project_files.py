@@ -1,5 +1,6 @@
-"""The project's own files as pages: links within README.md lead to pages, and its pictures come along."""
+"""The project's own files as pages: links between them lead to pages, and their pictures come along."""
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -7,19 +8,31 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-README = "readme.md"
-PAGES = {"SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "readme.md",
+    "benchmarks/README.md": "tried.md",
+    "SECURITY.md": "security.md",
+    "CHANGELOG.md": "changelog.md",
+}
+IN_THE_SITE = {"readme.md": "README.md", "tried.md": "benchmarks/README.md"}  # those whose links are changed
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#]+)")
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+\.png)\)")
+
+
+def _from_root(source: str, target: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
     """
     :param files: of the site
     :param config: of the site
-    :return: these and the README's pictures
+    :return: these and the pictures of the project's files
     """
-    for picture in PICTURE.findall((ROOT / "README.md").read_text()):
-        files.append(File.generated(config, picture, abs_src_path=str(ROOT / picture)))
+    for source in IN_THE_SITE.values():
+        for picture in PICTURE.findall((ROOT / source).read_text()):
+            path = _from_root(source, picture)
+            files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 
 
@@ -27,11 +40,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """
     :param markdown: of a page
     :param page: it
-    :return: the README behind it, where its page stands
+    :return: the project's file behind it, where its page stands
     """
-    if page.file.src_uri != README:
+    source = IN_THE_SITE.get(page.file.src_uri)
+    if source is None:
         return markdown
-    text = (ROOT / "README.md").read_text()
-    for name, uri in PAGES.items():
-        text = text.replace(f"]({name})", f"]({uri})")
-    return text
+
+    def in_the_site(link: re.Match[str]) -> str:
+        path = _from_root(source, link[0])
+        return PAGES.get(path, path)
+
+    return LINK.sub(in_the_site, (ROOT / source).read_text())
