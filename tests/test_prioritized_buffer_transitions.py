@@ -230,19 +230,6 @@ def test_a_segment_ends_where_it_is_said_to() -> None:
     assert [ends[1, step] for step in range(4)] == [3, 4, 5, 6]
 
 
-def test_a_buffer_pickled_without_td_errors_goes_on() -> None:
-    buffer = line(PrioritizedReplayBuffer, 1)
-    add_line(buffer, range(3))
-    state = buffer.__dict__.copy()
-    del state["_initial_errors"]
-    older = PrioritizedReplayBuffer.__new__(PrioritizedReplayBuffer)
-    older.__setstate__(state)
-    add_line(older, range(3, 5), np.full((5, 2), 0.75))
-    np.testing.assert_allclose(priorities_of(older)[:5], 1.0)
-    add_line(older, range(5, 6), np.full((6, 2), 8.75))
-    np.testing.assert_allclose(priorities_of(older)[5], 3.0)
-
-
 def test_a_td_error_that_is_no_number_leaves_nothing_behind() -> None:
     buffer = PrioritizedReplayBuffer(8, spaces.Box(0, 1, (2,)), spaces.Discrete(2))
     one = np.ones((1, 2), np.float32)

@@ -31,7 +31,7 @@ from sb3_per_dqn.replay.memory import available_memory
 from sb3_per_dqn.whole_files import read_file, sha256, sync_folder, write_file
 
 FORMAT = "sb3-per-dqn checkpoint"
-VERSION = 2
+VERSION = 3
 LARGE = 2**20  # bytes from which on an array is kept in blocks
 BLOCK = 2**24  # bytes of a block, about
 SPARE_ROWS = 2  # of a ring, that may still have been rewritten after they were counted as written

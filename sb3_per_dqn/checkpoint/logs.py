@@ -24,7 +24,7 @@ def cut_back(logs: Sequence[Path], to: dict[str, int]) -> None:
     :param to: from ``positions``. Of files that were not there then, TensorBoard's are removed, and others left alone
     """
     for place, path in _files(logs):
-        position = to.get(place, to.get(path.name))  # checkpoints that were written before places were have the name
+        position = to.get(place)
         if position is None:
             if path.match(EVENTS):
                 path.unlink()

@@ -133,11 +133,11 @@ class RunCheckpoints(BaseCallback):
         step, tree = self.files.read(step)
         where = self.files.path(step)
         _check_fit(model, tree, where)
-        names = [log.name for log in self.logs]
-        if tree.get("log_names", names) != names:
+        theirs, names = tree.get("log_names"), [log.name for log in self.logs]
+        if theirs != names:
             raise CheckpointError(
-                f"{where} was written with logs named {tree['log_names']}, and here they are {names}: give the same, "
-                "in the same order."
+                f"{where} was written with logs named {theirs}, and here they are {names}: give the same, in the same "
+                "order."
             )
         try:
             _restore_run(model, tree)
@@ -425,7 +425,7 @@ def _restore_callbacks(outermost: BaseCallback, trees: Tree) -> None:
         return
     for callback, tree in zip(callbacks, trees, strict=True):
         if not type(callback).__module__.startswith("stable_baselines3."):  # a user can mend nothing there
-            for name, why in tree.get("lost", {}).items():
+            for name, why in tree["lost"].items():
                 warnings.warn(f"{type(callback).__name__}.{name} begins anew: {why}.", stacklevel=2)
         for name, of_attribute in tree["attributes"].items():
             if name not in _attributes_of(callback):

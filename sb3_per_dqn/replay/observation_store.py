@@ -159,9 +159,6 @@ class AdaptiveStore:
     :param name: what to call the observations in messages
     """
 
-    # those of _layouts that a step agrees with, prepared and not yet added; here for what was pickled without it
-    _layouts_left: list[FrameLayout] | None = None
-
     def __init__(
         self,
         rows: int,
@@ -177,6 +174,7 @@ class AdaptiveStore:
         self._compress = compress
         self._name = name
         self._layouts = [] if single_frames is False else frame_layouts(space)  # those that nothing contradicts yet
+        self._layouts_left: list[FrameLayout] | None = None  # nor a step that is prepared, and not yet added
         self._store: ArrayStore | FrameKeeper | None = None
         self._last_next_obs: Array | None = None
         if single_frames and not self._layouts:

@@ -210,8 +210,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         return observations + self._slot_nbytes * self.n_envs * max(last - self._rows_there, 0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        older: dict[str, Any] = {"_initial_errors": None, "normalize_weights": "memory"}
-        self.__dict__.update({**older, **state})
+        self.__dict__.update(state)
         self._is_loaded = self._steps > 0 and not self.compress_frames
 
     def reset(self) -> None:
