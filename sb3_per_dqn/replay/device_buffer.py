@@ -12,7 +12,7 @@ from sb3_per_dqn.replay.device_store import DeviceStore
 from sb3_per_dqn.replay.device_tree import DeviceTree
 from sb3_per_dqn.replay.frame_store import FrameLayout
 from sb3_per_dqn.replay.memory import move_tensors, to_device
-from sb3_per_dqn.replay.observation_store import AdaptiveStore, DictStore, make_observation_store
+from sb3_per_dqn.replay.observation_store import AdaptiveStore, DictStore, ObservationStore, make_observation_store
 from sb3_per_dqn.replay.prioritized_buffer import (
     TINY,
     IntArray,
@@ -55,7 +55,7 @@ class DeviceReplayBuffer(PrioritizedReplayBuffer):
         self._forgotten = 0  # steps whose frames are gone
         self._layouts: list[Any] = []  # in which the stored places are
 
-    def _make_store(self) -> AdaptiveStore | DictStore:
+    def _make_store(self) -> ObservationStore:
         def make(*args: Any) -> AdaptiveStore:
             return DeviceStore(*args, device=self.device)
 

@@ -38,6 +38,17 @@ class ObservationStore(Protocol):
     def nbytes(self) -> int:
         """Bytes held (reserved, before the ring is full)."""
 
+    @property
+    def layouts(self) -> Any:
+        """How observations are stacks of frames, by what is known so far."""
+
+    def allocate(self, layouts: Any) -> None:
+        """
+        Make room, for contents that come from a file.
+
+        :param layouts: that a store of the same size and space had
+        """
+
     def prepare(self, step: int, obs: Any, next_obs: Any, uses_next: Array) -> Array:
         """
         Find out how to store a step, and whether it may be stored. Stores nothing and allocates nothing.
@@ -194,11 +205,6 @@ class AdaptiveStore:
         return [[layout.axis, layout.depth] for layout in self._layouts]
 
     def allocate(self, layouts: list[list[int]]) -> None:
-        """
-        Make room, for a store that comes from a file.
-
-        :param layouts: that a store of the same size and space had
-        """
         self._layouts = [FrameLayout(axis, depth) for axis, depth in layouts]
         self._store = self._empty_store(self._layout)
 
@@ -332,9 +338,6 @@ class DictStore:
         return {key: store.layouts for key, store in self._stores.items()}
 
     def allocate(self, layouts: dict[str, list[list[int]]]) -> None:
-        """
-        :param layouts: of each entry
-        """
         for key, store in self._stores.items():
             store.allocate(layouts[key])
 
@@ -392,7 +395,7 @@ def make_observation_store(
     single_frames: bool | None = None,
     compress: bool = False,
     make: Callable[..., AdaptiveStore] = AdaptiveStore,
-) -> AdaptiveStore | DictStore:
+) -> ObservationStore:
     """
     :param rows: number of steps to hold
     :param n_envs: number of environments

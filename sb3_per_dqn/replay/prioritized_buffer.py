@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_per_dqn.replay.arguments import check_frame_arguments, check_n_step_arguments, check_priority_arguments
 from sb3_per_dqn.replay.frame_ring import lz4
 from sb3_per_dqn.replay.memory import available_memory, to_device
-from sb3_per_dqn.replay.observation_store import AdaptiveStore, DictStore, Observations, make_observation_store
+from sb3_per_dqn.replay.observation_store import Observations, ObservationStore, make_observation_store
 from sb3_per_dqn.replay.statistics import DrawStatistics, priority_statistics
 from sb3_per_dqn.replay.sum_tree import MaxTree, MinTree, SumTree
 
@@ -228,7 +228,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self._last_max_priority = 1.0  # for when nothing stored was learned from
         self._draws = DrawStatistics()
 
-    def _make_store(self) -> AdaptiveStore | DictStore:
+    def _make_store(self) -> ObservationStore:
         return make_observation_store(
             self.buffer_size, self.n_envs, self.observation_space, self.single_frames, self.compress_frames
         )
