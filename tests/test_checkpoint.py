@@ -32,7 +32,6 @@ from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, make_atari_vec_env
 from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints, files, run
 from sb3_per_dqn.checkpoint.environments import captured_environments, restore_environments
 from sb3_per_dqn.checkpoint.files import CheckpointFolder
-from sb3_per_dqn.checkpoint.logs import cut_back
 from sb3_per_dqn.checkpoint.state import StateError, captured
 from sb3_per_dqn.minatar import register_minatar
 from sb3_per_dqn.replay.frame_ring import RawFrames
@@ -255,14 +254,6 @@ def test_logs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [len(log.read_text().splitlines()) for log in logs] == [14, 7]
     RunCheckpoints(tmp_path / "a", logs=logs).resume(make(cartpole))
     assert [log.read_text() for log in logs] == ["1,2\n" * 9, "1,2\n" * 2]
-
-
-def test_logs_of_older_checkpoints_are_cut_back_by_name(tmp_path: Path) -> None:
-    for name in ("progress.csv", "episodes.csv"):
-        (tmp_path / name).write_text("1\n" * 4)
-    cut_back([tmp_path / "progress.csv", tmp_path / "episodes.csv"], {"progress.csv": 3, "episodes.csv": 2})
-    assert (tmp_path / "progress.csv").read_text() == "1\n" * 3
-    assert (tmp_path / "episodes.csv").read_text() == "1\n" * 2
 
 
 @pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, WorkerVecEnv])
