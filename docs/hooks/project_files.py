@@ -14,7 +14,7 @@ PAGES = {
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
-IN_THE_SITE = {"readme.md": "README.md", "tried.md": "benchmarks/README.md"}  # those whose links are changed
+IN_THE_SITE = {PAGES[source]: source for source in ("README.md", "benchmarks/README.md")}  # whose links are changed
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#]+)")
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+\.png)\)")
 

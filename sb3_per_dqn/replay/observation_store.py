@@ -185,7 +185,7 @@ class AdaptiveStore:
         self._compress = compress
         self._name = name
         self._layouts = [] if single_frames is False else frame_layouts(space)  # those that nothing contradicts yet
-        self._layouts_left: list[FrameLayout] | None = None  # nor a step that is prepared, and not yet added
+        self._layouts_left: list[FrameLayout] | None = None  # after a step that is prepared, and not yet added
         self._store: ArrayStore | FrameKeeper | None = None
         self._last_next_obs: Array | None = None
         if single_frames and not self._layouts:
