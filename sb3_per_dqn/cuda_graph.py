@@ -55,6 +55,10 @@ class RecordedStep:
         :param argument: of the step
         :return: what the step returns
         """
+        with th.cuda.device(self._argument.device):  # streams and graphs are those of the current one
+            return self._next(argument)
+
+    def _next(self, argument: float) -> Tensors:
         self._argument.fill_(argument)
         self._calls += 1
         if self._calls <= WARM_UP:
@@ -78,7 +82,8 @@ class RecordedStep:
     def _record(self) -> None:
         graph, stream = th.cuda.CUDAGraph(), th.cuda.current_stream()
         try:
-            with th.cuda.graph(graph):  # nothing runs meanwhile
+            # (nothing runs meanwhile; torch's own stream for it is of the device that recorded first in this process)
+            with th.cuda.graph(graph, stream=th.cuda.Stream()):  # type: ignore[no-untyped-call]
                 self._results = self._step(self._argument)
             self._graph = graph
         except RuntimeError as error:

@@ -314,59 +314,122 @@ def test_without_cuda_a_graph_is_left_out_and_said(speedups: Any) -> None:
 class FakeGraph:
     """Does at each replay what was done while it was recorded, with the tensors that were there then."""
 
-    recorded: Callable[[], None]
+    recorded: Callable[[], object]
 
     def replay(self) -> None:
         self.recorded()
 
 
-def test_every_call_of_a_recorded_step_does_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+class FakeCuda:
+    """
+    What ``torch.cuda`` keeps beside the tensors. Streams are of the current device; the one on which graphs are
+    recorded if none is given is of the first device, here. Random numbers are recorded with a graph, and in PyTorch 2.8
+    stay so when that is broken off.
+    """
+
+    def __init__(self) -> None:
+        self.current: Any = 0
+        self.recorded_on: list[Any] = []
+        self.is_recording = self.are_draws_recorded = False
+        self.replayed: Callable[[], object] = lambda: None
+
+    @contextmanager
+    def device(self, device: Any) -> Iterator[None]:
+        before, self.current = self.current, device
+        yield
+        self.current = before
+
+    @contextmanager
+    def graph(self, graph: FakeGraph, stream: Any = None) -> Iterator[None]:
+        self.recorded_on.append(0 if stream is None else stream.device)
+        self.is_recording = self.are_draws_recorded = True
+        try:
+            yield
+        finally:
+            self.is_recording = False
+        self.are_draws_recorded = False
+        graph.recorded = self.replayed
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        yield
+
+    def draw(self) -> None:
+        if self.are_draws_recorded and not self.is_recording:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+
+    class Stream:
+        def __init__(self) -> None:
+            self.device = fake.current
+
+        def wait_stream(self, other: Any) -> None:
+            assert other.device == self.device
+
+    for name in ("device", "graph", "stream"):
+        monkeypatch.setattr(th.cuda, name, getattr(fake, name))
+    for name, replacement in {"CUDAGraph": FakeGraph, "Stream": Stream, "current_stream": Stream}.items():
+        monkeypatch.setattr(th.cuda, name, replacement)
+    monkeypatch.setattr(th.cuda, "set_stream", lambda stream: None)
+    return fake
+
+
+def test_every_call_of_a_recorded_step_does_one_step(cuda: FakeCuda) -> None:
     """The bookkeeping alone, with a graph that is none: ordinary steps first, then one recording, then replays."""
     done: list[float] = []
     result = th.zeros(())
 
     def step(argument: th.Tensor) -> tuple[th.Tensor, ...]:
-        done.append(argument.item())
-        return (result.copy_(argument),)
+        if not cuda.is_recording:  # nothing runs meanwhile
+            done.append(argument.item())
+            result.copy_(argument)
+        return (result,)
 
-    @contextmanager
-    def record(graph: FakeGraph) -> Iterator[None]:
-        yield
-        done.pop()  # nothing runs while it is recorded
-        graph.recorded = lambda: step(recorded_step._argument) and None
-
-    @contextmanager
-    def stream(_: Any) -> Iterator[None]:
-        yield
-
-    class Stream:
-        def wait_stream(self, other: Any) -> None:
-            pass
-
-    for name, fake in {"CUDAGraph": FakeGraph, "graph": record, "stream": stream, "Stream": Stream}.items():
-        monkeypatch.setattr(th.cuda, name, fake)
-    monkeypatch.setattr(th.cuda, "current_stream", Stream)
-    monkeypatch.setattr(th.cuda, "set_stream", lambda stream: None)
     recorded_step = RecordedStep(step, "key", th.device("cpu"))
+    cuda.replayed = lambda: step(recorded_step._argument)
     results = [recorded_step(float(call))[0] for call in range(WARM_UP + 5)]
     assert done == list(range(WARM_UP + 5))
     assert [value.item() for value in results[WARM_UP:]] == list(range(WARM_UP, WARM_UP + 5))  # copies, not one tensor
     copied = copy.deepcopy(recorded_step)
     assert copied.key is None
 
-    def refuse(argument: th.Tensor) -> tuple[th.Tensor, ...]:
-        if calls and len(calls) == WARM_UP:
-            calls.append(-1.0)
-            raise RuntimeError("operation not permitted when stream is capturing")
-        calls.append(argument.item())
+
+def test_a_step_is_recorded_on_its_own_device(cuda: FakeCuda) -> None:
+    """With ``device="cuda:1"``, the current device is another, whose graph would be empty, and its replays as well."""
+    currents: list[Any] = []
+
+    def step(argument: th.Tensor) -> tuple[th.Tensor, ...]:
+        currents.append(cuda.current)
         return (argument.clone(),)
 
-    calls: list[float] = []
-    recorded_step = RecordedStep(refuse, "key", th.device("cpu"))
-    with pytest.warns(UserWarning, match="could not be recorded"):
+    device = th.device("cpu")
+    recorded_step = RecordedStep(step, "key", device)
+    for _ in range(WARM_UP + 2):
+        recorded_step(0.0)
+    assert currents == [device] * (WARM_UP + 1)
+    assert cuda.recorded_on == [device]
+    assert cuda.current == 0
+
+
+def test_where_recording_fails_steps_go_on(cuda: FakeCuda) -> None:
+    done: list[float] = []
+
+    def step(argument: th.Tensor) -> tuple[th.Tensor, ...]:
+        if cuda.is_recording:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        done.append(argument.item())
+        return (argument.clone(),)
+
+    recorded_step = RecordedStep(step, "key", th.device("cpu"))
+    with pytest.warns(UserWarning, match="could not be recorded") as caught:
         results = [recorded_step(float(call))[0] for call in range(WARM_UP + 3)]
-    assert [value.item() for value in results] == list(range(WARM_UP + 3))
-    assert calls == [*range(WARM_UP), -1.0, *range(WARM_UP, WARM_UP + 3)]
+    assert len(caught) == 1
+    assert done == [value.item() for value in results] == list(range(WARM_UP + 3))
+    assert recorded_step.failed
 
 
 def test_an_optimizer_made_fit_for_a_graph_goes_back() -> None:
