@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch as th
@@ -87,10 +88,19 @@ class RecordedStep:
                 self._results = self._step(self._argument)
             self._graph = graph
         except RuntimeError as error:
-            th.cuda.set_stream(stream)  # a recording that is broken off may leave its own behind
+            self._leave_a_broken_one(stream)
             self.failed = True
             warnings.warn(
                 f"speedups: a gradient step could not be recorded as a CUDA graph ({error.__context__ or error}); "
                 "going on without.",
-                stacklevel=3,
+                stacklevel=4,
             )
+
+    def _leave_a_broken_one(self, stream: th.cuda.Stream) -> None:
+        # It may leave its own stream behind and, before PyTorch 2.13, a random generator that is still being recorded
+        # and refuses to draw: another recording, which comes to its end, sets that right
+        th.cuda.set_stream(stream)
+        another = th.cuda.graph(th.cuda.CUDAGraph(), stream=th.cuda.Stream())  # type: ignore[no-untyped-call]
+        with suppress(RuntimeError), another:
+            self._argument.clone()
+        th.cuda.set_stream(stream)

@@ -419,6 +419,7 @@ def test_where_recording_fails_steps_go_on(cuda: FakeCuda) -> None:
     done: list[float] = []
 
     def step(argument: th.Tensor) -> tuple[th.Tensor, ...]:
+        cuda.draw()
         if cuda.is_recording:
             raise RuntimeError("operation not permitted when stream is capturing")
         done.append(argument.item())
