@@ -214,6 +214,14 @@ def test_memory_is_asked_for_again_when_whole_arrays_become_necessary(monkeypatc
     assert buffer.size() == 11
 
 
+def test_what_a_buffer_before_has_left_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch keeps it for the next one: to the driver it is taken."""
+    monkeypatch.setattr(th.cuda, "mem_get_info", lambda device: (1000, 24_000))
+    monkeypatch.setattr(th.cuda, "memory_reserved", lambda device: 8000)
+    monkeypatch.setattr(th.cuda, "memory_allocated", lambda device: 500)
+    assert available_memory(th.device("cuda")) == 8500
+
+
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_module, "CGROUP", tmp_path)
     everything = available_memory()

@@ -15,10 +15,12 @@ def available_memory(device: th.device | None = None) -> int:
     """
     :param device: ``None``, or one without memory of its own, is the host
     :return: bytes that this process can still get: what the system says is available, or what is left of a container's
-        limit (Linux control groups, version 2), whichever is less; of a CUDA device, what is free
+        limit (Linux control groups, version 2), whichever is less; of a CUDA device, what is free, or
+        kept by PyTorch for reuse
     """
     if device is not None and device.type == "cuda":
-        return int(th.cuda.mem_get_info(device)[0])
+        kept = th.cuda.memory_reserved(device) - th.cuda.memory_allocated(device)
+        return int(th.cuda.mem_get_info(device)[0]) + kept
     available = int(psutil.virtual_memory().available)
     try:
         limit = int((CGROUP / "memory.max").read_text())
