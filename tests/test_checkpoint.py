@@ -21,6 +21,7 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
+import torch as th
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import DQN, PPO, SAC, HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
@@ -573,6 +574,29 @@ def test_a_copy_of_the_weights_can_be_had_from_sb3s_zip_without_pickle(tmp_path:
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
+
+
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask for the state of its generator would make CUDA ready, which takes memory, and in a fork is an error."""
+    model = make(cartpole)
+    monkeypatch.setattr(th.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(th.cuda, "get_rng_state_all", lambda: pytest.fail("CUDA was made ready"))
+    assert run._captured_random(model)["cuda"] == []
+
+
+def test_generators_of_the_devices_that_are_there_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine that has fewer of them than the one before."""
+    model, states = make(cartpole), [th.arange(16, dtype=th.uint8), th.arange(16, 32, dtype=th.uint8)]
+    restored = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(th.cuda, "is_available", lambda: True)
+        patch.setattr(th.cuda, "is_initialized", lambda: True)
+        patch.setattr(th.cuda, "get_rng_state_all", lambda: states)
+        tree = run._captured_random(model)
+    monkeypatch.setattr(th.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(th.cuda, "set_rng_state", lambda state, device: restored.update({device: state.tolist()}))
+    run._restore_random(model, tree)
+    assert restored == {0: states[0].tolist()}
 
 
 def test_old_checkpoints_go_and_so_do_their_blocks(tmp_path: Path) -> None:

@@ -366,10 +366,11 @@ def _captured_logger(logger: Logger) -> Tree:
 
 
 def _captured_random(model: Any) -> Tree:
+    is_used = th.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "process": captured_random(),
         "torch": th.get_rng_state().numpy(),
-        "cuda": [generator.numpy() for generator in th.cuda.get_rng_state_all()] if th.cuda.is_available() else [],
+        "cuda": [generator.numpy() for generator in th.cuda.get_rng_state_all()] if is_used else [],
         "actions": captured(model.action_space.np_random),
     }
 
@@ -377,8 +378,8 @@ def _captured_random(model: Any) -> Tree:
 def _restore_random(model: Any, tree: Tree) -> None:
     restore_random(tree["process"])
     th.set_rng_state(th.from_numpy(np.array(tree["torch"])))
-    if len(tree["cuda"]) == th.cuda.device_count() > 0:
-        th.cuda.set_rng_state_all([th.from_numpy(np.array(generator)) for generator in tree["cuda"]])
+    for device, generator in enumerate(tree["cuda"][: th.cuda.device_count()]):
+        th.cuda.set_rng_state(th.from_numpy(np.array(generator)), device)
     restored(model.action_space.np_random, tree["actions"])
 
 
