@@ -230,6 +230,7 @@ def _in_channels_last(part: th.Tensor) -> th.Tensor:
 
 def _has_bf16(device: th.device) -> bool:
     if device.type == "cuda":
-        return bool(th.cuda.is_bf16_supported(including_emulation=False))
+        with th.cuda.device(device):
+            return bool(th.cuda.is_bf16_supported(including_emulation=False))
     # without AMX, bfloat16 is slower than float32 (0.8 times as fast, on a processor with AVX512_BF16 alone)
     return device.type == "cpu" and bool(th.cpu._is_amx_tile_supported())

@@ -4,6 +4,8 @@ import copy
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -393,6 +395,22 @@ def test_without_bfloat16_it_says_so_once_and_goes_on(monkeypatch: pytest.Monkey
     assert len(caught) == 1
     model.train(gradient_steps=2, batch_size=16)
     assert not model._speedups.bf16
+
+
+def test_bfloat16_is_asked_of_the_device_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several GPUs an old one may be the current one."""
+    current = [th.device("cuda:0")]
+
+    @contextmanager
+    def device(chosen: th.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(th.cuda, "device", device)
+    monkeypatch.setattr(th.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == th.device("cuda:1"))
+    assert speedups._has_bf16(th.device("cuda:1"))
+    assert not speedups._has_bf16(th.device("cuda:0"))
 
 
 @pytest.mark.parametrize(
