@@ -16,12 +16,14 @@ def key_of(numbers: Hashable, tensors: Iterable[th.Tensor], optimizer: th.optim.
     """
     :param numbers: that a step reads from the host
     :param tensors: that it reads and writes
-    :param optimizer: that it steps, of which the state's tensors count as well
+    :param optimizer: that it steps, of which numbers and the state's tensors count as well
     :return: what a recorded step depends on: these numbers, and where the tensors lie in memory
     """
+    options = (option for group in optimizer.param_groups for option in group.items() if option[0] != "params")
+    of_optimizer = tuple(option for option in options if not isinstance(option[1], th.Tensor))
     states = (value for state in optimizer.state.values() for value in state.values())
     tensors = [*tensors, *(state for state in states if isinstance(state, th.Tensor))]
-    return numbers, tuple(tensor.data_ptr() for tensor in tensors)
+    return numbers, of_optimizer, tuple(tensor.data_ptr() for tensor in tensors)
 
 
 class RecordedStep:

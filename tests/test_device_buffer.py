@@ -23,7 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, PrioritizedReplayBuffer, per_double_dqn
-from sb3_per_dqn.cuda_graph import WARM_UP, RecordedStep
+from sb3_per_dqn.cuda_graph import WARM_UP, RecordedStep, key_of
 from sb3_per_dqn.replay import device_store, prioritized_buffer
 from sb3_per_dqn.replay.device_store import pool_length
 from sb3_per_dqn.speedups import Speedups
@@ -413,6 +413,19 @@ def test_a_step_is_recorded_on_its_own_device(cuda: FakeCuda) -> None:
     assert currents == [device] * (WARM_UP + 1)
     assert cuda.recorded_on == [device]
     assert cuda.current == 0
+
+
+def test_another_step_is_recorded_where_the_optimizer_is_another() -> None:
+    weight = th.nn.Parameter(th.zeros(3))
+    optimizer = th.optim.Adam([weight], lr=th.tensor(0.1))
+    keys = [key_of((), [weight], optimizer)]
+    optimizer.param_groups[0]["lr"].fill_(0.01)  # which the recorded step reads
+    assert key_of((), [weight], optimizer) == keys[0]
+    optimizer.param_groups[0]["betas"] = 0.5, 0.9
+    keys.append(key_of((), [weight], optimizer))
+    optimizer.state[weight]["exp_avg"] = th.zeros(3)
+    keys.append(key_of((), [weight], optimizer))
+    assert len(set(keys)) == 3
 
 
 def test_where_recording_fails_steps_go_on(cuda: FakeCuda) -> None:
