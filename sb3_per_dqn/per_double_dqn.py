@@ -61,9 +61,10 @@ class PerDoubleDQN(PersistentDQN):
         the choice of a buffer to SB3. A ``replay_buffer_class`` that is given comes first (with a warning)
     :param prioritized_replay_alpha: how much prioritization is used, in [0, 1]; 0 draws uniformly
     :param prioritized_replay_beta: how far importance-sampling weights correct for it, in [0, 1]: a number, a schedule
-        of ``progress_remaining``, or endpoints ``[(elapsed_fraction, value), ...]``
+        of ``progress_remaining``, or endpoints ``[(elapsed_fraction, value), ...]``; the paper's are
+        ``[(0, 0.4), (1, 1.0)]``, with which chance counts for more than it is
     :param prioritized_replay_eps: added to every absolute TD error, above 0
-    :param prioritized_replay_normalize_weights: by the largest of the whole ``"memory"``, or of the ``"batch"``
+    :param prioritized_replay_normalize_weights: by the largest of the ``"batch"``, or of the whole ``"memory"``
     :param exploration: probability of a random action, in [0, 1]: a number, a schedule of ``progress_remaining``, or
         endpoints ``[(elapsed_fraction, value), ...]``; ``None`` keeps SB3's linear decay
     :param per_env_exploration: decide for each environment whether it explores; SB3 tosses one coin for all of them
@@ -91,9 +92,9 @@ class PerDoubleDQN(PersistentDQN):
         double_q: bool = True,
         prioritized_replay: bool = True,
         prioritized_replay_alpha: float = 0.6,
-        prioritized_replay_beta: ScheduleLike = ((0.0, 0.4), (1.0, 1.0)),
-        prioritized_replay_eps: float = 1e-6,
-        prioritized_replay_normalize_weights: str = "memory",
+        prioritized_replay_beta: ScheduleLike = 1.0,
+        prioritized_replay_eps: float = 0.01,
+        prioritized_replay_normalize_weights: str = "batch",
         exploration: ScheduleLike | None = None,
         per_env_exploration: bool = True,
         speedups: Speed = "safe",

@@ -106,7 +106,7 @@ def test_seed_replay_buffer(seed_experiment: Any) -> None:
     buffer = model.replay_buffer
     assert isinstance(buffer, PrioritizedReplayBuffer)
     assert buffer.buffer_size * buffer.n_envs == 2**14
-    assert (buffer.alpha, buffer.eps) == (0.6, 1e-6)
+    assert (buffer.alpha, buffer.eps, buffer.normalize_weights) == (0.6, 1e-6, "memory")
 
 
 def test_seed_learns_from_a_full_buffer_on(seed_experiment: Any) -> None:

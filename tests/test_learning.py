@@ -77,6 +77,7 @@ def errors(env: Cliffwalk, learning_steps: int, seed: int) -> np.ndarray:
         prioritized_replay_alpha=1.0,
         prioritized_replay_beta=1.0,
         prioritized_replay_eps=0.01,
+        prioritized_replay_normalize_weights="memory",
         seed=seed,
         device="cpu",
     )

@@ -338,7 +338,8 @@ def test_a_callable_epsilon_ends_where_the_run_ends() -> None:
 
 def test_reading_a_schedule_twice_changes_nothing() -> None:
     """TRAPS 14: two gradient steps of one call get the same beta, and the schedule has no state."""
-    model = make(replay_buffer_class=RecordedBetas, gradient_steps=4, train_freq=10)
+    beta = [[0, 0.4], [1, 1.0]]
+    model = make(replay_buffer_class=RecordedBetas, gradient_steps=4, train_freq=10, prioritized_replay_beta=beta)
     model.learn(60)
     betas = model.replay_buffer.betas  # type: ignore[union-attr]
     assert len(betas) == 16

@@ -200,7 +200,7 @@ def test_transitions_enter_with_the_priorities_of_their_actors(actors: RemoteAct
     slots, drawn = drawn_of(model)
     assert len(slots) >= 120 - 4 * (n_steps - 1)
     for step, slot in zip(map(tuple, drawn.observations[:, :4].tolist()), slots, strict=True):
-        assert float(values[slot]) == pytest.approx((abs(watch.errors[step]) + 1e-6) ** 0.6)
+        assert float(values[slot]) == pytest.approx((abs(watch.errors[step]) + 0.01) ** 0.6)
 
 
 def test_what_an_info_has_may_be_written_to(actors: RemoteActors) -> None:
@@ -380,8 +380,10 @@ def test_actions_are_random_until_learning_starts(publish_every: int | None) -> 
     greedy, _ = model.policy.predict(drawn.observations.numpy(), deterministic=True)
     actions = drawn.actions.numpy()[:, 0]
     assert np.bincount(actions[:400], minlength=5).min() > 40
-    late = 400 + 4 * env.fragment * (env.max_pending + 2)  # what was asked for before
-    assert (actions[late:] == greedy[late:]).all()
+    for number in range(1, 5):  # an actor may be slow: each environment's own steps count
+        own = drawn.observations[:, 0].numpy() == number
+        late = own[:400].sum() + env.fragment * (env.max_pending + 2)  # what was asked for before
+        assert (actions[own][late:] == greedy[own][late:]).all()
     model.learn(40, reset_num_timesteps=False)
     actions = buffer._get_samples(np.arange(1200, 1240)).actions.numpy()[:, 0]
     assert len(set(actions.tolist())) < 5  # it had started

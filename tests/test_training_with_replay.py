@@ -222,10 +222,10 @@ def test_a_loaded_buffer_that_differs_from_the_model_is_named(tmp_path: Path) ->
     n_step.save_replay_buffer(tmp_path / "n_step")
     with pytest.warns(UserWarning, match="differs.* NStepReplayBuffer, buffer_size=.*, n_steps=3"):
         make(corridor(), prioritized_replay=False, n_steps=2, buffer_size=60).load_replay_buffer(tmp_path / "n_step")
-    of_batch = make(corridor(), prioritized_replay_normalize_weights="batch")
-    of_batch.save_replay_buffer(tmp_path / "of_batch")
-    with pytest.warns(UserWarning, match="differs.*PrioritizedReplayBuffer, normalize_weights=batch.$"):
-        make(corridor()).load_replay_buffer(tmp_path / "of_batch")
+    of_memory = make(corridor(), prioritized_replay_normalize_weights="memory")
+    of_memory.save_replay_buffer(tmp_path / "of_memory")
+    with pytest.warns(UserWarning, match="differs.*PrioritizedReplayBuffer, normalize_weights=memory.$"):
+        make(corridor()).load_replay_buffer(tmp_path / "of_memory")
     one_step = make(corridor(), gamma=0.5)
     one_step.save_replay_buffer(tmp_path / "one_step")
     with warnings.catch_warnings():
