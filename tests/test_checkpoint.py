@@ -27,7 +27,7 @@ from stable_baselines3 import DQN, PPO, SAC, HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecEnv, VecNormalize
 
 from sb3_per_dqn import DeviceReplayBuffer, PerDoubleDQN, make_atari_vec_env
 from sb3_per_dqn.checkpoint import CheckpointError, RunCheckpoints, files, run
@@ -54,6 +54,10 @@ def cartpole(**kwargs: Any) -> VecEnv:
 
 def normalized() -> VecEnv:
     return VecNormalize(cartpole())
+
+
+def checked() -> VecEnv:
+    return VecCheckNan(cartpole())  # which holds actions only once there were some
 
 
 def normalized_elsewhere() -> VecEnv:
@@ -94,7 +98,7 @@ def goals() -> VecEnv:
 
 
 def make(make_env: Callable[[], VecEnv], **kwargs: Any) -> PerDoubleDQN:
-    policy = {cartpole: "MlpPolicy", normalized: "MlpPolicy", normalized_elsewhere: "MlpPolicy", minatar: "MlpPolicy"}
+    policy = dict.fromkeys((cartpole, checked, normalized, normalized_elsewhere, minatar), "MlpPolicy")
     policy |= {dicts: "MultiInputPolicy", goals: "MultiInputPolicy"}
     arguments: dict[str, Any] = {
         "learning_starts": 40,
@@ -124,6 +128,7 @@ STEPS, EVERY = 480, 104
         (cartpole, {"prioritized_replay": False}),
         (cartpole, {"prioritized_replay": False, "n_steps": 3}),
         (cartpole, {"replay_buffer_class": DeviceReplayBuffer}),
+        (checked, {}),
         (normalized, {}),
         (dicts, {}),
         (goals, {"prioritized_replay": False, "replay_buffer_class": HerReplayBuffer}),
@@ -399,6 +404,18 @@ def test_hostile_trees_with_the_right_checksum(written: Path, tmp_path: Path, mo
     assert refused > 75
     assert not (tmp_path / "hacked").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
+@pytest.mark.parametrize("name", ["step_wait", "class_attributes"])
+def test_a_state_puts_nothing_in_the_place_of_a_wrappers_method(name: str) -> None:
+    env = checked()
+    env.reset()
+    env.step(np.zeros(env.num_envs, np.int64))
+    tree = captured_environments(env)
+    names = tree["layers"][0]["keys"]
+    names[names.index("_actions")] = name
+    with pytest.raises(StateError, match="VecCheckNan holds venv, .*, and the state is of something else"):
+        restore_environments(checked(), tree)
 
 
 @pytest.mark.parametrize("others", [[], ["touch hacked"] * 2])
