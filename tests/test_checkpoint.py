@@ -414,7 +414,7 @@ def test_a_state_puts_nothing_in_the_place_of_a_wrappers_method(name: str) -> No
     tree = captured_environments(env)
     names = tree["layers"][0]["keys"]
     names[names.index("_actions")] = name
-    with pytest.raises(StateError, match="VecCheckNan holds venv, .*, and the state is of something else"):
+    with pytest.raises(StateError, match=r"VecCheckNan holds venv, .*, and the state is of something else"):
         restore_environments(checked(), tree)
 
 
